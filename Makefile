@@ -1,0 +1,44 @@
+# Every target sets up what it needs; a fresh clone needs only Python >= 3.11 and make.
+# pip follows your own settings: with PIP_EXTRA_INDEX_URL set to PyTorch's index of CPU wheels,
+# Linux gets the small CPU build instead of the CUDA one.
+
+PYTHON ?= python3
+NAME ?= retention
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fmt check bench docs
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
+
+demo: $(READY)  ## the whole story in about two minutes: train, score, generate, compare the forms
+	$(BIN)/retnet demo
+
+test: check  ## everything CI checks: `check`, then the tests and every example in the docs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib" -m compile tests
+
+check: $(READY)  ## lint, format, types and the one-way rooms; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/lint-imports
+
+fmt: $(READY)  ## format the code and fix what ruff can fix
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(READY)  ## measure, as `make bench NAME=retention`
+	$(BIN)/retnet bench $(NAME)
+
+docs: $(READY)  ## run every example in README.md and docs/
+	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than Python 3.11; install one and name it: make PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,plot]'
+	@touch $@

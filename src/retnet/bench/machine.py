@@ -1,0 +1,138 @@
+"""The machine: what a result was measured on and with, its memory, and the most it can do."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from retnet.bench.timing import Effort, Spread, alternate, rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a result comes from.
+
+    Attributes:
+        device: the processor's model and its cores that we may use.
+        threads: that torch uses.
+        torch: its version.
+        python: its version.
+        commit: of this package's repository; `unknown` when it is not run from one.
+        dirty: the package's files differ from that commit's.
+    """
+
+    device: str
+    threads: int
+    torch: str
+    python: str
+    commit: str
+    dirty: bool
+
+
+def provenance() -> Provenance:
+    """Describe this process."""
+    commit, dirty = _commit(Path(__file__).parents[1])
+    return Provenance(
+        device=_processor(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _processor() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only; a container may have fewer
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return f"{model}, {cores} core{'s' * (cores != 1)}"
+
+
+def _commit(package: Path) -> tuple[str, bool]:
+    """Commit and whether the package differs; results that a run appends are not the package."""
+    # A virtual environment inside someone else's repository has a commit too, but not ours.
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return "unknown", True
+    commit = _git(package, "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "unknown", True
+    return commit, _git(package, "status", "--porcelain", "--", ".") != ""
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints, or None where it is missing or refuses."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def resident_mib() -> float:
+    """Memory that this process holds now, MiB; its peak where the system does not say."""
+    return _status_mib("VmRSS") or _rusage_mib()
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, MiB.
+
+    Linux is asked for VmHWM: there `ru_maxrss` survives exec, so that a small program started
+    by a large one would report the large one's memory as its own.
+    """
+    return _status_mib("VmHWM") or _rusage_mib()
+
+
+def _status_mib(field: str) -> float | None:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return None
+
+
+def _rusage_mib() -> float:
+    import resource  # here: Windows has none
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def measure_ceilings(effort: Effort, width: int, copy_mib: int) -> dict[str, Spread]:
+    """The most that this machine does: what a figure is a share of.
+
+    Args:
+        effort: how long to measure.
+        width: of the square matrices that are multiplied.
+        copy_mib: size of the block that is copied; well above the caches.
+
+    Returns:
+        `matmul_gflops` of each dtype, as `float32/matmul_gflops` and `bfloat16/matmul_gflops`,
+        10^9 operations per second, a multiplication and an addition counted as two; and
+        `copy_gb_per_s`, 10^9 bytes per second, read and written bytes both counted.
+    """
+    calls, amounts = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        a, b = torch.randn(2, width, width).to(getattr(torch, dtype))
+        out = torch.empty_like(a)
+        calls[f"{dtype}/matmul_gflops"] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
+        amounts[f"{dtype}/matmul_gflops"] = 2e-9 * width**3
+    source = torch.zeros(copy_mib << 18)
+    target = torch.zeros_like(source)
+    calls["copy_gb_per_s"] = lambda: target.copy_(source)
+    amounts["copy_gb_per_s"] = 2e-9 * source.nbytes
+    seconds = alternate(calls, effort)
+    return {name: rates(amounts[name], seconds[name]) for name in calls}

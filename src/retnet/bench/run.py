@@ -1,0 +1,125 @@
+"""Run a bench by name, silently or before someone's eyes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from retnet.bench.decode import bench_decode
+from retnet.bench.forms import bench_forms
+from retnet.bench.op import bench_ops
+from retnet.bench.record import Record
+from retnet.bench.session import Session, Tell
+from retnet.bench.tables import TABLES, Table
+from retnet.bench.train_step import bench_train
+
+BenchName = Literal["ops", "train", "forms", "decode"]
+BENCHES: tuple[BenchName, ...] = get_args(BenchName)
+OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
+    "forms": bench_forms,
+    "decode": bench_decode,
+}
+OF_CASES: dict[str, Callable[[Session], None]] = {"ops": bench_ops, "train": bench_train}
+
+
+class BenchResult(NamedTuple):
+    """What a bench found.
+
+    Attributes:
+        records: in the order in which they were written.
+        table: of these records.
+        skipped: what was left out because something is not installed, and how to install it.
+        failed: cases without a record, because what they compute is wrong, and in what.
+        pictures: files drawn.
+    """
+
+    records: list[Record]
+    table: Table
+    skipped: list[str]
+    failed: list[str]
+    pictures: list[Path]
+
+
+def run_bench(
+    name: str,
+    *,
+    out: Path,
+    quick: bool = False,
+    checkpoint: Path | None = None,
+    progress: Tell | None = None,
+) -> BenchResult:
+    """Run a bench.
+
+    Args:
+        name: one of BENCHES.
+        out: folder to whose `<bench>.jsonl` files results are appended as they come.
+        quick: toy sizes and short times, to see that everything works; docs do not show them.
+        checkpoint: for `forms` and `decode`, a model to measure in place of a fresh one.
+        progress: called with what is measured next, the number of things done, and of all.
+
+    Raises:
+        ValueError: there is no such bench, or it takes no checkpoint.
+    """
+    if name not in BENCHES:
+        raise ValueError(f'no bench "{name}"; choose one of {", ".join(BENCHES)}')
+    if checkpoint is not None and name not in OF_A_CHECKPOINT:
+        raise ValueError(
+            f"bench {name} measures fixed cases and takes no checkpoint ({checkpoint}); "
+            f"{' and '.join(OF_A_CHECKPOINT)} do"
+        )
+    session = Session(out, quick=quick, progress=progress)
+    if name in OF_A_CHECKPOINT:
+        OF_A_CHECKPOINT[name](session, checkpoint)
+    else:
+        OF_CASES[name](session)
+    records = session.recorder.records
+    return BenchResult(
+        records, TABLES[name](records), session.skipped, session.failed, session.pictures
+    )
+
+
+def show_bench(
+    name: str,
+    *,
+    out: Path,
+    quick: bool = False,
+    checkpoint: Path | None = None,
+    console: Console | None = None,
+) -> BenchResult:
+    """Run a bench with a progress bar, and print its table and what was left out.
+
+    Args:
+        name: as for `run_bench`, which says the rest.
+        out: likewise.
+        quick: likewise.
+        checkpoint: likewise.
+        console: where to show it; None is standard output.
+    """
+    console = Console() if console is None else console
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    # Drawn only between cases, not by a thread that would take its turns from what is timed.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task(name, total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total, refresh=True)
+
+        result = run_bench(name, out=out, quick=quick, checkpoint=checkpoint, progress=tell)
+    if result.table.rows:
+        console.print(result.table.rich())
+    for text in (*result.skipped, *result.failed):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return result

@@ -1,0 +1,59 @@
+"""A session: one run of `retnet bench`, where its results go and whom it tells."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from retnet.bench.machine import provenance
+from retnet.bench.peers import PeerMissing
+from retnet.bench.record import GateFailed, Recorder
+from retnet.bench.timing import FULL, QUICK
+
+Tell = Callable[[str, int, int], None]
+"""Called with what is measured next, the number of things measured, and of all."""
+
+
+class Session:
+    """What every bench is given.
+
+    Attributes:
+        quick: toy sizes, to see that everything works.
+        effort: how long to time each case.
+        recorder: takes results.
+        skipped: what was left out because a peer or a library is missing, and how to get it.
+        pictures: files drawn.
+        failed: cases that were not measured because their gate failed.
+    """
+
+    def __init__(self, out: Path, *, quick: bool, progress: Tell | None = None) -> None:
+        self.quick = quick
+        self.effort = QUICK if quick else FULL
+        self.recorder = Recorder(out, provenance(), quick=quick)
+        self.skipped: list[str] = []
+        self.failed: list[str] = []
+        self.pictures: list[Path] = []
+        self._progress = progress
+        self._done = self._total = 0
+
+    def plan(self, total: int) -> None:
+        """Say how many times `begin` will be called."""
+        self._done, self._total = 0, total
+
+    def begin(self, what: str) -> None:
+        """Tell what is measured next."""
+        if self._progress is not None:
+            self._progress(what, self._done, self._total)
+        self._done += 1
+
+    def end(self) -> None:
+        """Tell that all is measured."""
+        if self._progress is not None:
+            self._progress("done", self._total, self._total)
+
+    def skip(self, why: PeerMissing | str) -> None:
+        """Note, once, that something is missing."""
+        if str(why) not in self.skipped:
+            self.skipped.append(str(why))
+
+    def fail(self, what: str, error: GateFailed) -> None:
+        """Note a case whose gate failed; it has no record."""
+        self.failed.append(f"{what}: {error}")

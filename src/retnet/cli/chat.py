@@ -1,0 +1,144 @@
+"""Write a text in turns with a model, at constant memory.
+
+The model has learnt to continue text, not to answer: what you type is the text so far.
+It keeps the state between turns, so nothing is read twice and nothing grows.
+
+Example: retnet chat runs/demo --max-tokens 60
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import UseAppendAction, arg
+
+from retnet.cli.options import Checkpoint, SamplingOptions, parse
+from retnet.cli.pace import Pace
+
+if TYPE_CHECKING:
+    from retnet.data import Tokenizer
+    from retnet.model import Decoder
+
+GREETING = """\
+This is a base model: it continues your text and knows nothing of questions and answers.
+Type the beginning of a text. An empty line lets it go on, Ctrl-C stops it, /help says more."""
+
+HELP = """\
+  text    is added to the text so far, exactly as typed; the model continues it
+  text\\   a backslash at the end stands for a line break; the next line belongs to the same turn
+          an empty line lets the model go on where it stopped
+  /reset  begin a new text
+  /stats  size of the text so far and of the state, and the last turn's pace
+  /quit   leave, as Ctrl-D does"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See the module."""
+
+    checkpoint: Checkpoint
+    """Folder that `retnet demo` or `retnet train` wrote."""
+    max_tokens: Annotated[int, arg(metavar="N")] = 200
+    """Tokens to write at most in a turn."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """End a turn before this text."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How to choose tokens."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `retnet chat`."""
+    options = parse(Options, "chat", words, __doc__ or "")
+    options.sampling.sampling()  # refused before anything slow
+
+    from retnet.hub import load
+
+    with contextlib.suppress(ImportError):  # Windows has none; input() gains editing and history
+        import readline  # noqa: F401
+
+    chat = Chat(*load(options.checkpoint), options)
+    print(GREETING)
+    for typed in _typed():
+        if typed == "/quit":
+            return
+        chat.obey(typed)
+
+
+class Chat:
+    """The text so far, and what may be done with it."""
+
+    def __init__(self, model: "Decoder", tokenizer: "Tokenizer", options: Options) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._options = options
+        self._reset()
+
+    def obey(self, typed: str) -> None:
+        """Do what a line says, or let the model continue it."""
+        if typed == "/help":
+            print(HELP)
+        elif typed == "/reset":
+            self._reset()
+            print("a new text begins")
+        elif typed == "/stats":
+            print(self._stats)
+        elif typed.startswith("/") and typed[1:].isalpha():
+            print(f'"{typed}" is no command; the commands are /help, /reset, /stats and /quit')
+        else:
+            self._turn(typed)
+
+    def _reset(self) -> None:
+        from retnet.model.generation import Session
+
+        self._session = Session(self._model, self._tokenizer)
+        self._stats = "nothing was written yet"
+
+    def _turn(self, typed: str) -> None:
+        """Print the continuation as it comes; Ctrl-C ends it, and the text goes on from there."""
+        pace, before = Pace(), 0
+        try:
+            pieces = self._session.send(
+                typed,
+                max_tokens=self._options.max_tokens,
+                sampling=self._options.sampling.sampling(),
+                stop=self._options.stop,
+            )
+            before = self._num_tokens()
+            for piece in pieces:
+                pace.begin()
+                print(piece, end="", flush=True)
+            print()
+        except KeyboardInterrupt:
+            print(" [stopped]")
+        pace.end()
+        after = self._num_tokens()
+        self._stats = (
+            f"text so far: {after:,} tokens\nlast turn: "
+            # the last token is read when the text goes on
+            + pace.report(self._model, [after - before + 1])
+        )
+
+    def _num_tokens(self) -> int:
+        state = self._session.state
+        return 0 if state is None else int(state.position)
+
+
+def _typed() -> Iterator[str]:
+    """Yield what the user types, until the end of input."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input("... " if lines else ">>> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            lines = []
+            print("\n(/quit or Ctrl-D leaves)", file=sys.stderr)
+            continue
+        lines.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            yield "\n".join(lines)
+            lines = []

@@ -1,0 +1,72 @@
+"""Stream text that continues yours, at constant memory.
+
+Standard output is the text alone, for pipes; a terminal also shows the prompt.
+
+Example: retnet generate runs/demo --prompt "def " --seed 1
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import UseAppendAction, arg
+
+from retnet.cli.options import Checkpoint, SamplingOptions, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See the module."""
+
+    checkpoint: Checkpoint
+    """Folder that `retnet demo` or `retnet train` wrote."""
+    prompt: Annotated[str, arg(metavar="TEXT")] = ""
+    """What to continue; "-" reads standard input."""
+    max_tokens: Annotated[int, arg(metavar="N")] = 200
+    """Tokens to write at most."""
+    stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
+    """End before this text."""
+    num_samples: Annotated[int, arg(metavar="N")] = 1
+    """Texts to write, of one prompt."""
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    """How to choose tokens."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `retnet generate`."""
+    options = parse(Options, "generate", words, __doc__ or "")
+    sampling = options.sampling.sampling()  # refused before anything slow
+
+    from retnet.cli.pace import Pace
+    from retnet.cli.screen import note, show_prompt
+    from retnet.hub import load
+    from retnet.model.generation import generate
+
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    model, tokenizer = load(options.checkpoint)
+    pace = Pace()
+
+    def show(_prompt: int, sample: int, piece: str) -> None:
+        pace.begin()
+        if sample == 0:  # the others are written meanwhile, and shown after it
+            print(piece, end="", flush=True)
+
+    show_prompt(prompt)
+    [samples] = generate(
+        model,
+        tokenizer,
+        [prompt],
+        max_tokens=options.max_tokens,
+        sampling=sampling,
+        stop=options.stop,
+        num_samples=options.num_samples,
+        on_text=show,
+    )
+    pace.end()
+    print()
+    for number, sample in enumerate(samples[1:], 2):
+        print(f"--- {number} of {len(samples)} ---")
+        show_prompt(prompt)
+        print(sample.text)
+    note(pace.report(model, [len(sample.tokens) for sample in samples]))

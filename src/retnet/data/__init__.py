@@ -1,0 +1,34 @@
+"""Text to tokens to batches: corpora, tokenizers, and the order in which samples are seen."""
+
+from retnet.data.batches import (
+    Batch,
+    eval_windows,
+    stream_segments,
+    training_batch,
+    window_starts,
+    windows_per_epoch,
+)
+from retnet.data.config import DataConfig, TokenizerConfig
+from retnet.data.corpus import Documents, find_files
+from retnet.data.prepare import Corpus, prepare
+from retnet.data.progress import Progress
+from retnet.data.stream import TokenStream
+from retnet.data.tokenizer import Tokenizer
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "DataConfig",
+    "Documents",
+    "Progress",
+    "TokenStream",
+    "Tokenizer",
+    "TokenizerConfig",
+    "eval_windows",
+    "find_files",
+    "prepare",
+    "stream_segments",
+    "training_batch",
+    "window_starts",
+    "windows_per_epoch",
+]

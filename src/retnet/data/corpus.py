@@ -1,0 +1,177 @@
+"""From file names to documents: find the files, read them, cut them."""
+
+import codecs
+import glob
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SUPPORTED = "UTF-8 text, .jsonl and either of them as .gz"
+
+
+def find_files(entries: Iterable[str], base: Path, *, option: str) -> tuple[Path, ...]:
+    """Resolve files, folders and globs to absolute file paths, each once, in a fixed order.
+
+    Args:
+        entries: paths as the user wrote them; relative ones start at `base`.
+        base: an absolute or relative folder.
+        option: the name of the option that holds the entries, for messages.
+
+    Raises:
+        ValueError: an entry matches no file.
+    """
+    found: dict[Path, None] = {}
+    for entry in entries:
+        # A literal path wins over a pattern: names such as "notes[1].txt" are common.
+        path = base / os.path.expanduser(entry)
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]
+        else:
+            pattern = os.path.expanduser(entry)
+            matches = [base / name for name in glob.glob(pattern, root_dir=base, recursive=True)]
+        files = sorted(Path(os.path.abspath(p)) for p in matches if p.is_file())
+        if not files:
+            raise ValueError(
+                f"{option} entry {entry!r} must match at least one file, and there is none "
+                f"(relative names start at {os.path.abspath(base)}); correct it in [data]"
+            )
+        found.update(dict.fromkeys(files))
+    return tuple(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of some files; each iteration reads the files anew, in order.
+
+    Empty documents are left out. Nothing else is changed: the documents of a text file, put
+    together, are the file (less a byte order mark).
+
+    Raises:
+        ValueError: while iterating, at the first file or record that is not text.
+    """
+
+    files: tuple[Path, ...]
+    split_on: str = ""
+    text_field: str = "text"
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.files:
+            name = path.name.lower().removesuffix(".gz")
+            if name.endswith(".jsonl"):
+                texts = _read_records(path, self.text_field)
+            else:
+                texts = iter([_read_text(path)])
+            for text in texts:
+                yield from filter(None, cut_documents(text, self.split_on))
+
+
+def cut_documents(text: str, split_on: str) -> Iterator[str]:
+    """Cut text before every line at whose start the regular expression `split_on` matches.
+
+    Blank space before the first such line belongs to the first document. The pieces, put together,
+    are the text. An empty expression cuts nothing.
+    """
+    if not split_on:
+        yield text
+        return
+    pattern = re.compile(split_on, re.MULTILINE)
+    line_starts = [0, *(m.end() for m in re.finditer("\n", text))]
+    cuts = [start for start in line_starts if start < len(text) and pattern.match(text, start)]
+    if not cuts or text[: cuts[0]].strip():
+        cuts.insert(0, 0)
+    else:
+        cuts[0] = 0
+    for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
+        yield text[start:end]
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the file's lines with their line ends, decompressed if its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} must be a whole gzip file because its name ends in .gz ({error}); "
+            "compress it again, or leave it out of [data]"
+        ) from error
+
+
+def _not_text(path: Path, offset: int, found: str) -> ValueError:
+    return ValueError(
+        f"{path} must be text, and byte {offset} of it is {found}; [data] reads {SUPPORTED}: "
+        "convert the file, or leave it out of train and valid (a glob such as 'folder/**/*.txt' "
+        "picks files by name)"
+    )
+
+
+def _decode(path: Path, data: bytes, offset: int) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        found = f"0x{data[error.start]:02x}, not valid UTF-8 ({error.reason})"
+        raise _not_text(path, offset + error.start, found) from error
+
+
+def _read_text(path: Path) -> str:
+    data = b"".join(_read_lines(path))
+    # UTF-16 and most binary formats hold zero bytes; text does not.
+    if (offset := data.find(b"\0")) >= 0:
+        raise _not_text(path, offset, "0x00, as in binary files")
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    return _decode(path, data[len(mark) :], len(mark))
+
+
+def _read_records(path: Path, text_field: str) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(_read_lines(path), 1):
+        mark = codecs.BOM_UTF8 if number == 1 and line.startswith(codecs.BOM_UTF8) else b""
+        content = _decode(path, line[len(mark) :], offset + len(mark))
+        offset += len(line)
+        if content.strip():
+            yield _record_text(content, text_field, where=f"{path}, line {number}")
+
+
+def _record_text(line: str, text_field: str, *, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: {line.strip()[:60]!r} must be one JSON object a line ({error}); correct "
+            "the line, or rename the file if it is not JSON Lines"
+        ) from error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{where}: a record must be a JSON object with the field {text_field!r}, and this "
+            f"is {line.strip()[:60]!r}; correct the line"
+        )
+    if text_field not in record:
+        raise ValueError(
+            f"{where}: the record must have the field {text_field!r}, and it has "
+            f"{sorted(record)}; set text_field in [data] to the one that holds the text"
+        )
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: the field {text_field!r} must be a string, and it is "
+            f"{type(text).__name__}; set text_field in [data] to the one that holds the text"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the field {text_field!r} must be Unicode text, and character "
+            f"{error.start} is half of a surrogate pair ({text[error.start]!r}); correct the line"
+        ) from error
+    return text

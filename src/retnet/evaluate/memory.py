@@ -1,0 +1,32 @@
+"""What a model must remember of a text, beside what a Transformer of its width would keep."""
+
+import torch
+
+from retnet.model import Decoder, state_bytes
+
+
+def state_bytes_per_text(model: Decoder) -> int:
+    """Bytes of the state of one text, however long; of a text of one token for a cache that grows."""
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        _, state = model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    return state_bytes(state)
+
+
+def key_value_cache_bytes(
+    num_layers: int, d_model: int, num_tokens: int, bytes_per_value: int = 2
+) -> int:
+    """Bytes that a Transformer keeps of one text: a key and a value for each token and layer.
+
+    Args:
+        num_layers: layers with attention.
+        d_model: width of the keys, and of the values, of all heads together: every head has its
+            own. Grouped-query attention divides the result by queries per key.
+        num_tokens: of the text so far.
+        bytes_per_value: 2 for bfloat16 and float16.
+
+    Example:
+        >>> key_value_cache_bytes(num_layers=6, d_model=256, num_tokens=1000)
+        6144000
+    """
+    return 2 * num_layers * d_model * num_tokens * bytes_per_value

@@ -1,0 +1,39 @@
+"""What the decoder asks of a branch: the one signature that every mixer has."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retnet.ops import Layout
+from retnet.types import FormChoice
+
+
+@runtime_checkable
+class Branch(Protocol):
+    """A residual branch: `(x, state) -> (y, state)`.
+
+    Causal. Splitting T anywhere and handing the state over changes nothing. `state=None` starts
+    a sequence. A state is a NamedTuple of tensors with the batch first, never modified in place,
+    or None for a branch that remembers nothing. `layout` holds positions, padding and document
+    starts; `form` says how to compute a recurrence that has several forms.
+    """
+
+    def __call__(
+        self, x: Float[Tensor, "B T D"], state: Any, layout: Layout, form: FormChoice
+    ) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Map a batch of T tokens and the state before them to outputs and the state after."""
+        ...
+
+    def reset_parameters(self, gain: float) -> None:
+        """Draw new weights; `gain` multiplies those that set the size of the branch's output."""
+        ...
+
+
+@runtime_checkable
+class BranchConfig(Protocol):
+    """A frozen dataclass that describes a branch and builds it."""
+
+    def build(self, d_model: int) -> nn.Module:
+        """Make the module, an `nn.Module` that is a `Branch`."""
+        ...

@@ -1,0 +1,117 @@
+"""Channel mixers: they work on each token alone and remember nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.ops import Layout
+from retnet.types import FormChoice
+
+Activation = Literal["swish", "gelu", "relu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLUConfig:
+    """Gated linear unit, `W_down (act(x W_gate) * x W_up)` (Shazeer 2020, arXiv:2002.05202)."""
+
+    width: int
+    activation: Activation = "swish"
+
+    def build(self, d_model: int) -> "GLU":
+        """Make the layer for a decoder of width `d_model`."""
+        return GLU(self, d_model)
+
+
+class GLU(nn.Module):
+    """Gated linear unit without biases."""
+
+    def __init__(self, config: GLUConfig, d_model: int) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[config.activation]
+        self.gate_proj = nn.Linear(d_model, config.width, bias=False)
+        self.up_proj = nn.Linear(d_model, config.width, bias=False)
+        self.down_proj = nn.Linear(config.width, d_model, bias=False)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float) -> None:
+        """Draw PyTorch's default for linear layers, all but the gate times `gain`."""
+        _reset(self.gate_proj, 1.0)
+        _reset(self.up_proj, gain)
+        _reset(self.down_proj, gain)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: None,
+        layout: Layout,  # noqa: ARG002
+        form: FormChoice = "auto",  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "B T D"], None]:
+        """Mix the channels of each token; see `Branch` for the contract."""
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFNConfig:
+    """Feed-forward network, `W_down norm(act(x W_up))` (Vaswani et al. 2017, arXiv:1706.03762).
+
+    Attributes:
+        width: of the inner layer.
+        activation: between the two linear layers.
+        inner_norm: LayerNorm before the second linear layer ("subln", arXiv:2210.06423).
+        norm_eps: its epsilon.
+    """
+
+    width: int
+    activation: Activation = "gelu"
+    inner_norm: bool = False
+    norm_eps: float = 1e-5
+
+    def build(self, d_model: int) -> "FFN":
+        """Make the layer for a decoder of width `d_model`."""
+        return FFN(self, d_model)
+
+
+class FFN(nn.Module):
+    """Two linear layers with biases."""
+
+    def __init__(self, config: FFNConfig, d_model: int) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[config.activation]
+        self.up_proj = nn.Linear(d_model, config.width)
+        self.inner_norm = (
+            nn.LayerNorm(config.width, config.norm_eps) if config.inner_norm else nn.Identity()
+        )
+        self.down_proj = nn.Linear(config.width, d_model)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float) -> None:
+        """Draw PyTorch's default for linear layers times `gain`."""
+        _reset(self.up_proj, gain)
+        _reset(self.down_proj, gain)
+        if isinstance(self.inner_norm, nn.LayerNorm):
+            self.inner_norm.reset_parameters()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: None,
+        layout: Layout,  # noqa: ARG002
+        form: FormChoice = "auto",  # noqa: ARG002
+    ) -> tuple[Float[Tensor, "B T D"], None]:
+        """Mix the channels of each token; see `Branch` for the contract."""
+        return self.down_proj(self.inner_norm(self.act(self.up_proj(x)))), state
+
+
+def _reset(linear: nn.Linear, gain: float) -> None:
+    linear.reset_parameters()
+    if gain != 1.0:
+        linear.weight.data.mul_(gain)

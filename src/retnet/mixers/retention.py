@@ -1,0 +1,254 @@
+"""Gated multi-scale retention: parameters around `retnet.ops.retention`."""
+
+import logging
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.ops import Layout, retention
+from retnet.ops.norm import rms_norm
+from retnet.ops.retention.normalizers import squared_decay_norm, torchscale_row_sum
+from retnet.ops.rotation import PairLayout, Theta, rotate, rotation_tables
+from retnet.types import Form, FormChoice
+
+log = logging.getLogger(__name__)
+
+ScoreNorm = Literal["scaled", "torchscale", "torchscale_v1", "none"]
+HeadNorm = Literal["rms", "layer", "none"]
+
+
+class RetentionState(NamedTuple):
+    """What retention remembers of a sequence: as large after a million tokens as after one."""
+
+    S: Float[Tensor, "B H D_k D_v"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionConfig:
+    """Gated multi-scale retention (Sun et al. 2023, arXiv:2307.08621, section 2.2).
+
+    Attributes:
+        num_heads: H; each head has a decay of its own.
+        key_width: D_k of all heads together; None means d_model.
+        value_width: D_v of all heads together; None means 2 d_model.
+        decay: `pow2` (1 - 2^(-5-h), the official code), `linspace` (the paper's own models) or
+            `constant:x` (x for every head, 0 < x <= 1; 1 is no decay).
+        theta: rotation frequencies, see `retnet.ops.rotation.frequencies`.
+        pairs: which channels rotate together.
+        score_norm: `scaled` divides o_n by c_n, c_n^2 = sum of decay^j for j <= n, the same in
+            every form. `torchscale` adds the official code's row normalizer, which only the
+            parallel form of a whole sequence can compute (`torchscale_v1`: its older rule);
+            `none` leaves o as it is.
+        gate: multiply the normalised output by swish(x W_g).
+        head_norm: norm of each token's head output before the gate.
+        head_norm_affine: learn one weight vector of D_v per layer for that norm.
+        norm_eps: its epsilon.
+        bias: whether the projections have biases.
+    """
+
+    num_heads: int
+    key_width: int | None = None
+    value_width: int | None = None
+    decay: str = "pow2"
+    theta: Theta = "rope"
+    pairs: PairLayout = "half"
+    score_norm: ScoreNorm = "scaled"
+    gate: bool = True
+    head_norm: HeadNorm = "rms"
+    head_norm_affine: bool = False
+    norm_eps: float = 1e-6
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads ({self.num_heads}) must be at least 1")
+        log_decays(self.decay, self.num_heads)
+
+    def build(self, d_model: int) -> "Retention":
+        """Make the layer for a decoder of width `d_model`."""
+        return Retention(self, d_model)
+
+
+class Retention(nn.Module):
+    """The layer: project, rotate, mix, normalise, gate, project."""
+
+    def __init__(self, config: RetentionConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        key_width = config.key_width or d_model
+        value_width = config.value_width or 2 * d_model
+        for name, width in (("key_width", key_width), ("value_width", value_width)):
+            if width % config.num_heads:
+                raise ValueError(
+                    f"{name} ({width}) must be a multiple of num_heads ({config.num_heads}); "
+                    "change one of them in the mixer's config"
+                )
+        self.D_k = key_width // config.num_heads
+        self.D_v = value_width // config.num_heads
+        if self.D_k % 2 and config.theta != "none":
+            raise ValueError(
+                f"key_width / num_heads ({self.D_k}) must be even, because channels rotate in "
+                'pairs; change one of them or set theta = "none"'
+            )
+        self.q_proj = nn.Linear(d_model, key_width, bias=config.bias)
+        self.k_proj = nn.Linear(d_model, key_width, bias=config.bias)
+        self.v_proj = nn.Linear(d_model, value_width, bias=config.bias)
+        self.g_proj = nn.Linear(d_model, value_width, bias=config.bias) if config.gate else None
+        self.o_proj = nn.Linear(value_width, d_model, bias=config.bias)
+        self.head_norm_weight = (
+            nn.Parameter(torch.ones(self.D_v)) if config.head_norm_affine else None
+        )
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float) -> None:
+        """Xavier with gain 2^-2.5 on the way in and 2^-1 on the way out, as the official code."""
+        for proj in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
+            if proj is not None:
+                nn.init.xavier_uniform_(proj.weight, 2**-2.5 * (gain if proj is self.v_proj else 1))
+        nn.init.xavier_uniform_(self.o_proj.weight, 2**-1 * gain)
+        for module in self.children():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.head_norm_weight is not None:
+            nn.init.ones_(self.head_norm_weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: RetentionState | None,
+        layout: Layout,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], RetentionState]:
+        """Mix T tokens; see `Branch` for the contract."""
+        q, k, v = (
+            proj(x).unflatten(-1, (self.config.num_heads, -1))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if x.dtype == torch.float16:  # o overflows float16 long before the head norm tames it
+            q, k, v = q.float(), k.float(), v.float()
+        q, k = self._rotate(q, k, layout)
+        log_decay = self._log_decay(layout, q.device)
+        S = None if state is None else state.S
+        chosen = self._choose(form, q.shape[1], S)
+        o, S = retention(q, k, v, log_decay, S, layout=layout, form=chosen)
+        y = self._normalize(o, self._score_norm(q, k, log_decay, state, layout, chosen))
+        y = y.to(x.dtype)
+        if self.g_proj is not None:
+            y = F.silu(self.g_proj(x)).view(y.shape) * y
+        return self.o_proj(y.flatten(2)), RetentionState(S)
+
+    def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Give q and k the same rotation: the dot product itself conjugates one of them."""
+        scale = self.D_k**-0.5
+        theta = self.config.theta
+        if theta == "none":
+            return q, k * scale
+        cos, sin, k_cos, k_sin = layout.shared(
+            ("rotation", theta, self.D_k, q.dtype),
+            lambda: _scaled_tables(layout, theta, self.D_k, q.dtype, scale),
+        )
+        return rotate(q, cos, sin, self.config.pairs), rotate(k, k_cos, k_sin, self.config.pairs)
+
+    def _log_decay(self, layout: Layout, device: torch.device) -> Tensor:
+        """Computed, not stored: a buffer would follow the module into half precision."""
+        config = self.config
+        return layout.shared(
+            ("log_decay", config.decay, config.num_heads),
+            lambda: log_decays(config.decay, config.num_heads).to(device),
+        )
+
+    def _choose(self, form: FormChoice, T: int, S: Tensor | None) -> Form:
+        if form != "auto":
+            return form
+        if self.config.score_norm.startswith("torchscale") and S is None:
+            return "parallel"  # the only form that has the row normalizer
+        return "recurrent" if T == 1 else "chunkwise"
+
+    def _score_norm(
+        self,
+        q: Tensor,
+        k: Tensor,
+        log_decay: Tensor,
+        state: RetentionState | None,
+        layout: Layout,
+        form: Form,
+    ) -> Tensor | None:
+        """Squares of what each o_n is divided by, (rows, T, H); None for one."""
+        config = self.config
+        if config.score_norm == "none":
+            return None
+        squared = layout.shared(
+            ("squared_decay_norm", config.decay, config.num_heads),
+            lambda: squared_decay_norm(layout.positions, log_decay),
+        )
+        if config.score_norm == "scaled":
+            return squared
+        if form != "parallel" or state is not None:
+            _warn_once(
+                f'score_norm "{config.score_norm}" needs the parallel form of a whole sequence; '
+                'this call uses "scaled", as the official recurrent form does'
+            )
+            return squared
+        absolute = config.score_norm == "torchscale"
+        return squared * torchscale_row_sum(q, k, log_decay, squared, layout, absolute) ** 2
+
+    def _normalize(self, o: Tensor, squared: Tensor | None) -> Tensor:
+        """Norm of o / c over each head's D_v, where `squared` is c^2.
+
+        The division is folded into the norm: norm(o / c; eps) = norm(o; eps c^2), so it costs a
+        number per token and head instead of a pass over o.
+        """
+        config = self.config
+        if config.head_norm == "none":
+            return o if squared is None else o * squared.rsqrt()[..., None].to(o.dtype)
+        eps = config.norm_eps if squared is None else config.norm_eps * squared[..., None]
+        if config.head_norm == "layer":
+            o = o - o.mean(-1, keepdim=True)
+        return rms_norm(o, self.head_norm_weight, eps)
+
+
+def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:
+    """Logarithm of each head's decay, float64 (float32 would round heads 20 and up to no decay).
+
+    Raises:
+        ValueError: `decay` is none of pow2, linspace, constant:x with 0 < x <= 1.
+
+    Source:
+        pow2: arXiv:2307.08621 equation 8. linspace: its section 3.1.
+    """
+    if decay == "pow2":
+        return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64))))
+    if decay == "linspace":
+        ends = math.log(1 / 32), math.log(1 / 512)
+        return torch.log1p(-torch.linspace(*ends, num_heads, dtype=torch.float64).exp())
+    kind, _, value = decay.partition(":")
+    try:
+        constant = float(value) if kind == "constant" else math.nan
+    except ValueError:
+        constant = math.nan
+    if not 0 < constant <= 1:
+        raise ValueError(
+            f'decay "{decay}" must be "pow2", "linspace" or "constant:x" with 0 < x <= 1, '
+            'as in "constant:0.99"'
+        )
+    return torch.full((num_heads,), math.log(constant), dtype=torch.float64)
+
+
+def _scaled_tables(
+    layout: Layout, theta: Theta, D_k: int, dtype: torch.dtype, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tables for q, and for k with its scale D_k^-1/2 folded in."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    cos, sin = rotation_tables(layout.positions, theta, D_k, exact)
+    return cos.to(dtype), sin.to(dtype), (cos * scale).to(dtype), (sin * scale).to(dtype)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

@@ -1,0 +1,19 @@
+"""Model: the one decoder, its config and presets, its state, and generation."""
+
+from retnet.model.config import DecoderConfig, LayerConfig
+from retnet.model.decoder import Decoder
+from retnet.model.presets import PRESETS, preset
+from retnet.model.state import DecoderState, concat_rows, copy_state, select_rows, state_bytes
+
+__all__ = [
+    "PRESETS",
+    "Decoder",
+    "DecoderConfig",
+    "DecoderState",
+    "LayerConfig",
+    "concat_rows",
+    "copy_state",
+    "preset",
+    "select_rows",
+    "state_bytes",
+]

@@ -1,0 +1,191 @@
+"""The one decoder: embedding, residual branches, norm, head."""
+
+import math
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.mixers import Branch, BranchConfig
+from retnet.model.config import DecoderConfig
+from retnet.model.norm import RMSNorm
+from retnet.model.state import DecoderState
+from retnet.ops import Layout
+from retnet.types import FormChoice
+
+
+class Decoder(nn.Module):
+    """A language model of residual branches; it knows no mixer by name.
+
+    Example:
+        >>> from retnet.model import preset
+        >>> model = Decoder(preset("small-4m", vocab_size=300))
+        >>> logits, state = model(torch.tensor([[1, 2, 3]]))
+        >>> logits, state = model(torch.tensor([[4]]), state)  # goes on where it stopped
+        >>> logits.shape, int(state.position)
+        (torch.Size([1, 1, 300]), 4)
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError(
+                f"vocab_size ({config.vocab_size}) must be at least 1; take the tokenizer's"
+            )
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_norm = _norm(config) if config.embed_norm else nn.Identity()
+        self.layers = nn.ModuleList(
+            Layer(config, branches, index) for index, branches in enumerate(config.branches)
+        )
+        self.norm = nn.Identity() if config.residual == "deepnorm" else _norm(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights.
+
+        An untied head is N(0, 1/D): its logits have variance 1 and the first loss is
+        ln(V) + 1/2. A tied one must be smaller, N(0, 1/D^2): the residual stream still points
+        along the token just read, whose own logit would be sqrt(D) with the former.
+        """
+        tied = self.config.tie_embeddings
+        std = 1 / self.config.d_model if tied else self.config.d_model**-0.5
+        nn.init.normal_(self.embed_tokens.weight, std=std)
+        if not tied:
+            nn.init.normal_(self.lm_head.weight, std=std)
+        gain = branch_gain(self.config)
+        for layer in self.layers:
+            for branch in cast(Layer, layer).branches:
+                cast(Branch, branch).reset_parameters(gain)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        state: DecoderState | None = None,
+        *,
+        valid: Bool[Tensor, "B T"] | None = None,
+        starts: Bool[Tensor, "B T"] | None = None,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T V"], DecoderState]:
+        """Logits of the next token at every place, and the state after the last.
+
+        Args:
+            tokens: token ids.
+            state: what came before; None at the start of a sequence. It is not modified.
+            valid: False at padding, anywhere: a padded token changes nothing.
+            starts: True at the first token of a document, before which the state is reset.
+            form: how the mixers compute; it changes cost, not numbers.
+        """
+        h, state = self.hidden(tokens, state, valid=valid, starts=starts, form=form)
+        return self.head(h), state
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"],
+        state: DecoderState | None = None,
+        *,
+        valid: Bool[Tensor, "B T"] | None = None,
+        starts: Bool[Tensor, "B T"] | None = None,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], DecoderState]:
+        """`forward` without the head, for callers that need logits at few places."""
+        _check_tokens(tokens, state)
+        B, T = tokens.shape
+        layout = Layout.of(
+            B,
+            T,
+            position=None if state is None else state.position,
+            valid=valid,
+            starts=starts,
+            device=tokens.device,
+        )
+        x = self.embed_tokens(tokens)
+        if self.config.embed_scale:
+            x = x * math.sqrt(self.config.d_model)
+        x = F.dropout(self.embed_norm(x), self.config.dropout, self.training)
+        after = []
+        for index, layer in enumerate(self.layers):
+            before = None if state is None else state.layers[index]
+            x, new = layer(x, before, layout, form)
+            after.append(new)
+        return self.norm(x), DecoderState(layout.next_position, tuple(after))
+
+    def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits of hidden vectors."""
+        return self.lm_head(h)
+
+    def num_parameters(self, embeddings: bool = True) -> int:
+        """Number of parameters, a tied head counted once; without embeddings and head if asked."""
+        skip = set() if embeddings else {self.embed_tokens.weight, self.lm_head.weight}
+        return sum(p.numel() for p in self.parameters() if p not in skip)
+
+
+class Layer(nn.Module):
+    """The residual branches of one layer."""
+
+    def __init__(
+        self, config: DecoderConfig, branches: tuple[BranchConfig, ...], index: int
+    ) -> None:
+        super().__init__()
+        self.post_norm = config.residual == "deepnorm"
+        self.alpha = (2 * config.num_layers) ** 0.25 if self.post_norm else 1.0
+        self.dropout = config.dropout
+        self.drop_path = config.drop_path * index / max(config.num_layers - 1, 1)
+        self.norms = nn.ModuleList(_norm(config) for _ in branches)
+        self.branches = nn.ModuleList(branch.build(config.d_model) for branch in branches)
+
+    def forward(
+        self, x: Tensor, states: tuple | None, layout: Layout, form: FormChoice
+    ) -> tuple[Tensor, tuple]:
+        """Add each branch's output to the residual stream."""
+        after = []
+        for i, (norm, branch) in enumerate(zip(self.norms, self.branches, strict=True)):
+            state = None if states is None else states[i]
+            inner = _compute_dtype(x if self.post_norm else norm(x))
+            y, new = branch(inner, state, layout, form)
+            y = self._drop_path(F.dropout(y, self.dropout, self.training))
+            x = norm(self.alpha * x + y) if self.post_norm else x + y
+            after.append(new)
+        return x, tuple(after)
+
+    def _drop_path(self, y: Tensor) -> Tensor:
+        """Skip the branch for a random part of the rows, and enlarge it for the rest."""
+        if not self.training or self.drop_path == 0:
+            return y
+        keep = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
+        return y * (keep / (1 - self.drop_path)).to(y.dtype)
+
+
+def branch_gain(config: DecoderConfig) -> float:
+    """Factor of the weights that set the size of a branch's output."""
+    if config.residual == "deepnorm":
+        return (8 * config.num_layers) ** -0.25
+    return math.sqrt(math.log(2 * config.num_layers)) if config.init == "subln" else 1.0
+
+
+def _norm(config: DecoderConfig) -> nn.Module:
+    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.d_model, eps=config.norm_eps)
+
+
+def _compute_dtype(x: Tensor) -> Tensor:
+    """Cast once to autocast's dtype, or each of a branch's projections would cast again."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _check_tokens(tokens: Tensor, state: DecoderState | None) -> None:
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(
+            f"tokens has shape {tuple(tokens.shape)}; it must be (B, T) with at least one token"
+        )
+    if state is not None and len(state.position) != len(tokens):
+        raise ValueError(
+            f"tokens has {len(tokens)} rows and the state {len(state.position)}; "
+            "they must be equal: select_rows picks the state's"
+        )

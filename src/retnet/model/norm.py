@@ -1,0 +1,20 @@
+"""The decoder's RMSNorm."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retnet.ops.norm import rms_norm
+
+
+class RMSNorm(nn.Module):
+    """`retnet.ops.norm.rms_norm` with a learned weight; same keys as `torch.nn.RMSNorm`."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Normalise the last dimension."""
+        return rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,69 @@
+"""Score text: the negative log-likelihood that training, evaluation and reports all use."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from retnet.model.decoder import Decoder
+from retnet.model.state import DecoderState
+from retnet.ops.cross_entropy import IGNORED, linear_cross_entropy
+
+
+class Score(NamedTuple):
+    """Sum over the targets that count.
+
+    Attributes:
+        nats: negative log-likelihood.
+        num_tokens: targets counted.
+        state: after the last token.
+    """
+
+    nats: Float[Tensor, ""]
+    num_tokens: int
+    state: DecoderState
+
+
+def score(
+    model: Decoder,
+    inputs: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    *,
+    state: DecoderState | None = None,
+    starts: Bool[Tensor, "B T"] | None = None,
+) -> Score:
+    """Negative log-likelihood of `targets`, float32; target -100 does not count."""
+    h, after = model.hidden(inputs, state, starts=starts)
+    nats = linear_cross_entropy(h.flatten(0, 1), model.lm_head.weight, targets.flatten())
+    return Score(nats, int((targets != IGNORED).sum()), after)
+
+
+@torch.inference_mode()
+def total_nats(
+    model: Decoder,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    carry_state: bool,
+) -> tuple[float, int]:
+    """Negative log-likelihood of (inputs, targets, starts) batches, and the targets counted.
+
+    Args:
+        model: scored in evaluation mode; its mode is restored.
+        batches: of equal row count if the state is carried.
+        carry_state: each batch continues the last one, so that a text of any length is scored
+            with all that came before; False: each starts afresh.
+    """
+    training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    state: DecoderState | None = None
+    try:
+        for inputs, targets, starts in batches:
+            got = score(model, inputs, targets, state=state, starts=starts)
+            nats, count = nats + got.nats.double().item(), count + got.num_tokens
+            state = got.state if carry_state else None
+    finally:
+        model.train(training)
+    return nats, count

@@ -1,0 +1,60 @@
+"""What a decoder remembers of each row, and the operations that serve every mixer alike."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class DecoderState(NamedTuple):
+    """One row per sequence in every tensor, whatever the mixers are.
+
+    Attributes:
+        position: tokens of the current document seen so far, int64.
+        layers: for each layer, each branch's state: a NamedTuple of batch-first tensors or None.
+    """
+
+    position: Int[Tensor, " B"]
+    layers: tuple[tuple[Any, ...], ...]
+
+
+def select_rows(state: DecoderState, rows: Int[Tensor, " rows"] | Sequence[int]) -> DecoderState:
+    """Rows of a batch in a new order; repeats fork a sequence, omissions drop it."""
+    return _map(lambda leaf: leaf[torch.as_tensor(rows, device=leaf.device)], state)
+
+
+def copy_state(state: DecoderState) -> DecoderState:
+    """A state that shares no memory with the first."""
+    return _map(torch.clone, state)
+
+
+def concat_rows(states: Sequence[DecoderState]) -> DecoderState:
+    """Batch sequences that were run apart."""
+    if len(states) == 0:
+        raise ValueError("concat_rows got no states; pass at least one")
+    return _map(lambda *leaves: torch.cat(leaves), *states)
+
+
+def state_bytes(state: DecoderState) -> int:
+    """Bytes of all tensors together."""
+    total = 0
+
+    def count(leaf: Tensor) -> Tensor:
+        nonlocal total
+        total += leaf.numel() * leaf.element_size()
+        return leaf
+
+    _map(count, state)
+    return total
+
+
+def _map(function: Callable[..., Tensor], first: Any, *rest: Any) -> Any:
+    """Apply `function` to corresponding tensors of nested tuples, keeping their types."""
+    if isinstance(first, Tensor):
+        return function(first, *rest)
+    if first is None:
+        return None
+    children = [_map(function, *leaves) for leaves in zip(first, *rest, strict=True)]
+    return type(first)(*children) if hasattr(first, "_fields") else tuple(children)

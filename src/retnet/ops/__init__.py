@@ -1,0 +1,6 @@
+"""Ops: pure functions; one folder per recurrence, all its forms and backends behind it."""
+
+from retnet.ops.layout import Layout
+from retnet.ops.retention import retention
+
+__all__ = ["Layout", "retention"]

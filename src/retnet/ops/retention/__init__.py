@@ -1,0 +1,147 @@
+"""Retention: an exponentially decayed sum of outer products, in three forms."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from retnet.ops.layout import Layout
+from retnet.ops.retention import torch_backend
+from retnet.types import Backend, Form
+
+BACKENDS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
+    "torch": {
+        "parallel": torch_backend.parallel,
+        "recurrent": torch_backend.recurrent,
+        "chunkwise": torch_backend.chunkwise,
+    }
+}
+
+
+def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide it)
+    q: Float[Tensor, "B T H D_k"],
+    k: Float[Tensor, "B T H D_k"],
+    v: Float[Tensor, "B T H D_v"],
+    log_decay: Float[Tensor, " H"],
+    state: Float[Tensor, "B H D_k D_v"] | None = None,
+    *,
+    layout: Layout | None = None,
+    form: Form = "chunkwise",
+    backend: Backend | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, "B T H D_v"], Float[Tensor, "B H D_k D_v"]]:
+    """Mix tokens with an exponentially decayed sum of outer products.
+
+    `S_n = exp(log_decay) S_(n-1) + k_n v_n^T` and `o_n = S_n^T q_n`, for each row and head.
+    Every form computes this same function; they differ in cost only. Differentiable once in
+    q, k, v and state.
+
+    Args:
+        q: queries, rotated and scaled by the caller.
+        k: keys, likewise.
+        v: values.
+        log_decay: natural logarithm of each head's decay per token, in (-inf, 0]; its values are
+            not checked here and it receives no gradient.
+        state: S after the last token seen, float32 (float64 for float64 inputs); None at the
+            start of a sequence.
+        layout: padding and document starts of this call; None when there are neither.
+        form: how to compute it; never replaced silently by another.
+        backend: who computes it; None means `torch`.
+        chunk_size: tokens of one chunk of the chunkwise form; None chooses by the head widths.
+
+    Returns:
+        o in q's dtype, zero at padding, and S after the last token, float32 (float64 for
+        float64 inputs).
+
+    Raises:
+        ValueError: ranks, sizes, dtypes or devices do not fit, or there is no such form and
+            backend; the message lists those there are.
+
+    Source:
+        Sun et al. 2023, arXiv:2307.08621, section 2; derivation in this folder's README.
+
+    Example:
+        >>> import torch
+        >>> q = k = v = torch.ones(1, 3, 1, 1)
+        >>> retention(q, k, v, torch.tensor([0.5]).log())[0].flatten().tolist()
+        [1.0, 1.5, 1.75]
+    """
+    forms = BACKENDS.get(backend or "torch", {})
+    if form not in forms:
+        have = ", ".join(f"{b}/{f}" for b, fs in BACKENDS.items() for f in fs)
+        raise ValueError(f"retention has no {backend or 'torch'}/{form}; choose one of {have}")
+    _check(q, k, v, log_decay, state, layout)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size ({chunk_size}) must be at least 1; leave it out to choose")
+    extra = {"chunk_size": chunk_size} if form == "chunkwise" else {}
+    with torch.autocast(q.device.type, enabled=False):  # the state must not fall to half precision
+        return forms[form](q, k, v, log_decay, state, layout, **extra)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    layout: Layout | None,
+) -> None:
+    """Refuse metadata that does not fit; values are not looked at (that would stall a GPU)."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; it must have 4 dimensions, "
+                "(B, T, H, D): add the missing ones with [None] or unflatten"
+            )
+    if k.shape != q.shape:
+        raise ValueError(
+            f"k has shape {tuple(k.shape)} and q {tuple(q.shape)}; they must be equal, "
+            "(B, T, H, D_k)"
+        )
+    if v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"v has shape {tuple(v.shape)}; its first three sizes must be q's, "
+            f"(B, T, H) = {tuple(q.shape[:3])}"
+        )
+    if q.shape[1] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}: T is 0; pass at least one token")
+    if not q.dtype.is_floating_point or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(
+            f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; they must share one floating "
+            "dtype: cast with .to(q.dtype)"
+        )
+    B, T, H, D_k = q.shape
+    if log_decay.shape != (H,):
+        raise ValueError(
+            f"log_decay has shape {tuple(log_decay.shape)}; it must be (H,) = ({H},), "
+            "one value for each head"
+        )
+    if state is not None:
+        want = (B, H, D_k, v.shape[-1])
+        if state.shape != want:
+            raise ValueError(
+                f"state has shape {tuple(state.shape)}; it must be (B, H, D_k, D_v) = {want}"
+            )
+        if state.dtype != torch_backend.state_dtype(q.dtype):
+            raise ValueError(
+                f"state has dtype {state.dtype}; for {q.dtype} inputs it must be "
+                f"{torch_backend.state_dtype(q.dtype)}: keep states in the dtype they came in"
+            )
+    others = {"k": k, "v": v, "log_decay": log_decay, "state": state}
+    if layout is not None:
+        others |= {"layout.valid": layout.valid, "layout.starts": layout.starts}
+        for name in ("valid", "starts"):
+            mask = getattr(layout, name)
+            if mask is not None and mask.shape != (B, T):
+                raise ValueError(
+                    f"layout.{name} has shape {tuple(mask.shape)}; it must be (B, T) = ({B}, {T})"
+                )
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != q.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and q on {q.device}; move them to one device"
+            )
+
+
+__all__ = ["retention"]

@@ -1,0 +1,220 @@
+"""Retention in PyTorch: three forms of one recurrence. The derivation is in README.md."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from retnet.ops.layout import Layout
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that S is kept in for inputs of `dtype`: float32 or better."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def recurrent(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    layout: Layout | None,
+) -> tuple[Tensor, Tensor]:
+    """One token after the other: the definition, and the reference of every other form."""
+    exact = state_dtype(q.dtype)
+    decay = log_decay.to(exact).exp()[:, None, None]  # H 1 1
+    S = _or_zeros(state, q, v)
+    valid = layout.valid if layout is not None else None
+    starts = layout.starts if layout is not None else None
+    outputs = []
+    for n in range(q.shape[1]):
+        q_n, k_n, v_n = (x[:, n].to(exact) for x in (q, k, v))  # B H D
+        if starts is not None:
+            S = torch.where(starts[:, n, None, None, None], 0.0, S)
+        new = decay * S + k_n[..., :, None] * v_n[..., None, :]
+        S = new if valid is None else torch.where(valid[:, n, None, None, None], new, S)
+        o_n = (q_n[..., None, :] @ S).squeeze(-2)  # B H D_v
+        outputs.append(o_n if valid is None else o_n * valid[:, n, None, None])
+    return torch.stack(outputs, 1).to(q.dtype), S
+
+
+def parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    layout: Layout | None,
+) -> tuple[Tensor, Tensor]:
+    """All pairs of tokens at once: one chunk as long as the sequence."""
+    inputs = [_chunks(x, q.shape[1]) for x in (q, k, v)]
+    weights = chunk_weights(log_decay, layout, q.shape[1], q.shape[1], inputs[0].dtype)
+    qc, kc, vc = inputs
+    S = _or_zeros(state, q, v)
+    scores = (qc @ kc.mT) * weights.within  # B H 1 T T
+    o = scores @ vc + (qc * weights.from_start) @ S[:, :, None].to(qc.dtype)
+    S = weights.carry[:, :, 0] * S + ((kc * weights.to_end).mT @ vc)[:, :, 0]
+    return _tokens(o, q), S
+
+
+def chunkwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    layout: Layout | None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pairs of tokens inside a chunk, the state between chunks: linear in T."""
+    C = min(chunk_size or default_chunk_size(q.shape[-1], v.shape[-1]), q.shape[1])
+    qc, kc, vc = (_chunks(x, C) for x in (q, k, v))
+    weights = chunk_weights(log_decay, layout, q.shape[1], C, qc.dtype)
+    o, S = _Chunkwise.apply(qc, kc, vc, _or_zeros(state, q, v), weights)
+    return _tokens(o, q), S
+
+
+def default_chunk_size(D_k: int, D_v: int) -> int:
+    """Tokens of a chunk at which pairs inside it cost about as much as its two state products.
+
+    Per token and head a chunk of C costs `2 C (D_k + D_v)` for pairs and `4 D_k D_v` for the
+    state; a power of two between 32 and 256 near the balance is fastest on the CPUs measured.
+    """
+    balance = 2 * D_k * D_v / (D_k + D_v)
+    return min(256, max(32, 1 << round(balance).bit_length() - 1))
+
+
+class ChunkWeights(NamedTuple):
+    """Decay between the tokens of a chunk and to its ends; rows and chunks that agree share one.
+
+    Exponents count real tokens only, so padding decays nothing; what a document start cuts off,
+    and what padding would add, is zero.
+    """
+
+    within: Tensor  # b H n C C, from token j to token i
+    from_start: Tensor  # b H n C 1, from the state that enters to token i
+    to_end: Tensor  # b H n C 1, from token j to the state that leaves
+    carry: Tensor  # b H n 1 1, from the state that enters to the one that leaves
+
+
+def chunk_weights(
+    log_decay: Tensor, layout: Layout | None, T: int, C: int, dtype: torch.dtype
+) -> ChunkWeights:
+    """Weights of every chunk, computed in float32 or better and rounded to `dtype` last."""
+    exact = state_dtype(dtype)
+    log_decay = log_decay.to(exact)[None, :, None, None]  # 1 H 1 1
+    valid = layout.valid if layout is not None else None
+    starts = layout.starts if layout is not None else None
+    pad = -T % C
+    if valid is None and pad:  # the last chunk is short: its tail is padding for every row
+        real = torch.arange(T + pad, device=log_decay.device)[None] < T  # 1 N*C
+    elif valid is None:
+        real = torch.ones(1, C, dtype=torch.bool, device=log_decay.device)  # one chunk is all
+    else:
+        real = F.pad(valid, (0, pad))
+    real = real.unflatten(1, (-1, C))[:, None]  # b 1 n C
+    seen = real.cumsum(-1)  # real tokens of the chunk up to and with this one
+    last = seen[..., -1:]
+    from_start = (log_decay * seen).exp()
+    to_end = (log_decay * (last - seen)).exp() * real
+    carry = (log_decay * last).exp()
+    causal = torch.ones(C, C, dtype=torch.bool, device=log_decay.device).tril()
+    if valid is None:  # the short chunk's tail holds zeros, so one matrix serves all chunks
+        steps = torch.arange(C, device=log_decay.device)
+        apart, open_ = (steps[:, None] - steps)[None, None, None], causal  # 1 1 1 C C
+    else:
+        apart = seen[..., :, None] - seen[..., None, :]  # b 1 n C C
+        open_ = causal & real[..., None, :] & real[..., :, None]
+    within = (log_decay[..., None] * apart.clamp(min=0)).exp()  # clamped first: no inf * 0
+    if starts is not None:
+        document = F.pad(starts, (0, pad)).unflatten(1, (-1, C))[:, None].cumsum(-1)  # B 1 N C
+        open_ = open_ & (document[..., :, None] == document[..., None, :])
+        from_start = from_start * (document == 0)
+        to_end = to_end * (document == document[..., -1:])
+        carry = carry * (document[..., -1:] == 0)
+    if valid is not None:
+        from_start = from_start * real  # the output at padding is zero
+    return ChunkWeights(
+        (within * open_).to(dtype),
+        from_start[..., None].to(dtype),
+        to_end[..., None].to(dtype),
+        carry[..., None],
+    )
+
+
+class _Chunkwise(torch.autograd.Function):
+    """Chunkwise retention with its gradient written out: it keeps scores and chunk states only.
+
+    Tensors are (B, H, N, C, D); both passes are three products per chunk over all chunks at
+    once, and one cheap scan of the states over N.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor, weights: ChunkWeights
+    ) -> tuple[Tensor, Tensor]:
+        within, from_start, to_end, carry = weights
+        scores = (q @ k.mT).mul_(within)
+        states, final = _scan((k * to_end).mT @ v, state, carry)
+        o = _add_product((q * from_start) @ states, scores, v)
+        ctx.save_for_backward(q, k, v, scores, states, *weights)
+        return o, final
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_o, d_final = grads
+        q, k, v, scores, states, within, from_start, to_end, carry = ctx.saved_tensors
+        with torch.autocast(q.device.type, enabled=False):
+            d_o_start = d_o * from_start
+            d_states, d_state = _scan(q.mT @ d_o_start, d_final, carry, reverse=True)
+            d_scores = (d_o @ v.mT).mul_(within)
+            d_q = _add_product(d_o_start @ states.mT, d_scores, k)
+            d_k = _add_product((v @ d_states.mT).mul_(to_end), d_scores.mT, q)
+            d_v = _add_product((k * to_end) @ d_states, scores.mT, d_o)
+        return d_q, d_k, d_v, d_state, None
+
+
+def _scan(
+    updates: Tensor, state: Tensor, carry: Tensor, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """States entering each chunk, in the updates' dtype, and the state after the last.
+
+    The running state itself stays in its own dtype, float32 or better.
+    """
+    states = torch.empty_like(updates)  # B H N D_k D_v
+    carry = carry.expand(-1, -1, updates.shape[2], -1, -1)
+    chunks = range(updates.shape[2])
+    for n in reversed(chunks) if reverse else chunks:
+        states[:, :, n] = state
+        state = (carry[:, :, n] * state).add_(updates[:, :, n])
+    return states, state
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`total + a @ b` in place, the sum inside the matrix product."""
+    torch.baddbmm(
+        total.flatten(0, 2), a.flatten(0, 2), b.flatten(0, 2), out=total.flatten(0, 2)
+    )
+    return total
+
+
+def _chunks(x: Tensor, C: int) -> Tensor:
+    """(B, T, H, D) to (B, H, N, C, D), zeros after T; float16 becomes float32, its scores overflow."""
+    x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % C))
+    x = x.float() if x.dtype == torch.float16 else x
+    return x.contiguous().unflatten(2, (-1, C))
+
+
+def _tokens(o: Tensor, q: Tensor) -> Tensor:
+    """(B, H, N, C, D) to (B, T, H, D) in q's dtype."""
+    return o.flatten(2, 3)[:, :, : q.shape[1]].transpose(1, 2).to(q.dtype)
+
+
+def _or_zeros(state: Tensor | None, q: Tensor, v: Tensor) -> Tensor:
+    if state is not None:
+        return state
+    B, _, H, D_k = q.shape
+    return q.new_zeros(B, H, D_k, v.shape[-1], dtype=state_dtype(q.dtype))

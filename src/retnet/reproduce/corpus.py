@@ -1,0 +1,166 @@
+"""The embedded corpus: Python source that lies on every machine that can run this."""
+
+import hashlib
+import inspect
+import json
+import platform
+import sys
+import sysconfig
+import tokenize
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from retnet.hub import write_atomic
+
+SKIPPED = frozenset(
+    # tests and tables are no prose, and installed packages differ from machine to machine
+    "test tests idlelib lib2to3 encodings pydoc_data site-packages dist-packages __pycache__".split()
+)
+HELD_OUT = 0.04
+"""Share of the files, chosen by a hash of their names: about 300 kB."""
+
+SMALLEST_BYTES = 1_000_000
+"""With less source than this, the library is taken to be absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonCorpus:
+    """Two files of one JSON record for each document, `{"name": ..., "text": ...}`.
+
+    Attributes:
+        description: what the text is, with Python's version.
+        train: to learn from.
+        valid: held out: whole documents.
+        num_documents: of both together.
+        train_bytes: UTF-8 bytes of text.
+        valid_bytes: likewise.
+    """
+
+    description: str
+    train: Path
+    valid: Path
+    num_documents: int
+    train_bytes: int
+    valid_bytes: int
+
+    def text(self, part: Path) -> bytes:
+        """All text of `train` or `valid`, for models that know no documents."""
+        return b"".join(json.loads(line)["text"].encode() for line in _lines(part))
+
+
+def write_corpus(folder: Path, library: Path | None = None) -> PythonCorpus:
+    """Gather the corpus into `folder`; the same Python gives the same two files.
+
+    Args:
+        folder: made if it does not exist.
+        library: a folder of Python files to take in place of the standard library, as it is.
+
+    Raises:
+        ValueError: there is neither source nor documentation to learn from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description, documents = _source(library)
+    parts: dict[str, list[str]] = {"train": [], "valid": []}
+    sizes = dict.fromkeys(parts, 0)
+    for name, text in documents:
+        part = "valid" if is_held_out(name) else "train"
+        parts[part].append(json.dumps({"name": name, "text": text}) + "\n")
+        sizes[part] += len(text.encode())
+    if not all(sizes.values()):
+        raise ValueError(
+            f"{description} gave {sizes['train']} bytes to learn from and {sizes['valid']} to hold "
+            "out, and both must be more than 0; install Python with its source, or train on text "
+            "of your own with `retnet train`"
+        )
+    paths = {part: folder / f"{part}.jsonl" for part in parts}
+    for part, path in paths.items():
+        text = "".join(parts[part])
+        # left alone where nothing changed: its time stamp tells that tokens made of it still fit
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, lambda new, text=text: new.write_text(text, encoding="utf-8"))
+    return PythonCorpus(
+        description=description,
+        train=paths["train"],
+        valid=paths["valid"],
+        num_documents=sum(map(len, parts.values())),
+        train_bytes=sizes["train"],
+        valid_bytes=sizes["valid"],
+    )
+
+
+def is_held_out(name: str) -> bool:
+    """Decide by the name alone, so that a file keeps its side from one Python to the next."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < HELD_OUT * 2**64
+
+
+def _source(library: Path | None) -> tuple[str, list[tuple[str, str]]]:
+    """What to learn from, in words, and its documents."""
+    if library is not None:
+        return f"the Python files of {library}", list(python_files(library))
+    python = f"Python {platform.python_version()}"
+    documents = list(python_files(Path(sysconfig.get_paths()["stdlib"])))
+    if sum(len(text) for _, text in documents) >= SMALLEST_BYTES:
+        return f"the standard library of {python}, its source", documents
+    return (
+        f"the documentation in {python} (its library has no source files here)",
+        list(documentation()),
+    )
+
+
+def python_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and text of the Python files below a folder, in the order of their names."""
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        # _sysconfigdata_* lists the paths of the machine that Python was built on
+        if SKIPPED.isdisjoint(name.parts) and not name.name.startswith("_sysconfigdata"):
+            text = _python_text(path)
+            if text.strip():
+                yield name.as_posix(), text
+
+
+def documentation() -> Iterator[tuple[str, str]]:
+    """Yield the texts of `help()` that need no source: its topics, and what modules say they do.
+
+    Only modules that are imported already speak: importing all would run code, some of it odd.
+    """
+    try:
+        topics = import_module("pydoc_data.topics").topics
+    except ImportError:  # some distributions leave it out
+        topics = {}
+    yield from sorted(topics.items())
+    # a copy of both: looking at a module may import another
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            texts = list(dict.fromkeys(_docstrings(module)))
+            if texts:
+                yield name, "\n\n\n".join(texts) + "\n"
+
+
+def _docstrings(module: types.ModuleType) -> Iterator[str]:
+    things: Iterable[object] = [module, *vars(module).copy().values()]
+    for thing in things:
+        if thing is not module and getattr(thing, "__module__", None) != module.__name__:
+            continue  # it speaks where it is defined
+        members = vars(thing).copy().values() if inspect.isclass(thing) else ()
+        for documented in (thing, *members):
+            text = getattr(documented, "__doc__", None)
+            if isinstance(text, str) and text.strip():
+                yield f"{getattr(documented, '__name__', '')}\n\n{inspect.cleandoc(text)}"
+
+
+def _python_text(path: Path) -> str:
+    """The text as its coding line says; nothing where it is not what it says."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError, OSError):  # a wrong coding line, text or permission
+        return ""
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file

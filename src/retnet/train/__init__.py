@@ -1,0 +1,19 @@
+"""Train: a run from one TOML file, in one folder, that goes on as if never interrupted."""
+
+from retnet.train.config import RunConfig, RunSection, TrainSection, load_config
+from retnet.train.flags import cli_config
+from retnet.train.metrics import read_metrics
+from retnet.train.plot import plot_metrics
+from retnet.train.run import TrainResult, train
+
+__all__ = [
+    "RunConfig",
+    "RunSection",
+    "TrainResult",
+    "TrainSection",
+    "cli_config",
+    "load_config",
+    "plot_metrics",
+    "read_metrics",
+    "train",
+]

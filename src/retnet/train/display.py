@@ -1,0 +1,174 @@
+"""What a person sees of a run: a bar on a terminal, plain lines in a pipe."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from retnet.data import Progress as Report
+
+LINES = 25
+"""Of a whole run in a pipe, at most about so many; validation lines come on top."""
+
+REFRESH_SECONDS = 0.5
+
+
+class RunningMean:
+    """Exponential mean of the last ten values or so, without a bias towards the first."""
+
+    def __init__(self) -> None:
+        self._total = self._weight = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one more value."""
+        self._total = 0.9 * self._total + 0.1 * value
+        self._weight = 0.9 * self._weight + 0.1
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 before the first value."""
+        return self._total / self._weight if self._weight else 0.0
+
+
+class Pace:
+    """Tokens per second and time left, from the steps of this session.
+
+    Attributes:
+        training_seconds: spent in steps, and not in validation, saving and the like.
+    """
+
+    def __init__(
+        self, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.training_seconds = 0.0
+        self._tokens_per_step = tokens_per_step
+        self._clock = clock
+        self._began = self._step_began = clock()
+        self._steps = 0
+        self._step_seconds = RunningMean()
+
+    def begin_step(self) -> None:
+        """A step starts now."""
+        self._step_began = self._clock()
+
+    def end_step(self) -> None:
+        """The step has ended."""
+        seconds = self._clock() - self._step_began
+        self.training_seconds += seconds
+        self._steps += 1
+        self._step_seconds.add(seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed of the last ten steps or so; 0 before the first."""
+        seconds = self._step_seconds.value
+        return self._tokens_per_step / seconds if seconds else 0.0
+
+    def seconds_left(self, steps: int) -> float:
+        """Time for some more steps, if validation and all else go on as they did."""
+        return steps * (self._clock() - self._began) / self._steps if self._steps else 0.0
+
+
+class Display:
+    """Speaks to a console.
+
+    Args:
+        console: standard output if None.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._bar: Progress | None = None
+        self._refreshed = 0.0
+        self._next_line = 0
+        self._steps = 0
+
+    def note(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        # No markup, no wrapping: texts and paths are shown as they are.
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def preparing(self) -> Iterator[Report]:
+        """Give a function that shows how far reading and tokenising have come."""
+        if not self._console.is_terminal:
+            told: set[str] = set()
+
+            def tell(what: str, _: int, total: int | None) -> None:
+                if what not in told:
+                    told.add(what)
+                    self.note(what + (f" ({total / 1e6:.1f} MB)" if total else ""))
+
+            yield tell
+            return
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task("reading", total=None, text="")
+
+            def show(what: str, done: int, total: int | None) -> None:
+                text = f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f}" if total else "")
+                bar.update(task, description=what, completed=done, total=total, text=text)
+
+            yield show
+
+    @contextmanager
+    def training(self, step: int, steps: int) -> Iterator[None]:
+        """Show the run's progress while the block lasts."""
+        self._steps, self._next_line = steps, step
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        # Drawn by the loop, not by a thread that would take its turns from the model.
+        self._bar = Progress(*columns, console=self._console, auto_refresh=False)
+        with self._bar as bar:
+            bar.add_task("", total=steps, completed=step, text="")
+            bar.refresh()
+            try:
+                yield
+            finally:
+                bar.refresh()
+                self._bar = None
+
+    def step(self, step: int, loss: float, pace: Pace) -> None:
+        """Show that a step is done."""
+        text = (
+            f"loss {loss:.3f}  {pace.tokens_per_s:,.0f} tokens/s  "
+            f"{clock_time(pace.seconds_left(self._steps - step))} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, text=text)
+            now = time.monotonic()
+            if now - self._refreshed >= REFRESH_SECONDS:
+                self._refreshed = now
+                self._bar.refresh()
+        elif step >= self._next_line or step == self._steps:
+            self._next_line = step + max(self._steps // LINES, 1)
+            self.note(f"step {step}/{self._steps}  {text}")
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Print what a validation found."""
+        self.note(
+            f"step {step}: held-out loss {values['valid_loss']:.3f}, "
+            f"{values['valid_bits_per_byte']:.3f} bits per byte; state carried through: "
+            f"{values['valid_loss_carried']:.3f}, {values['valid_bits_per_byte_carried']:.3f}"
+        )
+
+    def sample(self, step: int, text: str) -> None:
+        """Print a sample text, indented."""
+        self.note(f"step {step} writes:")
+        self.note("\n".join("  | " + line for line in text.splitlines()))
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

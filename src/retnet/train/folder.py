@@ -1,0 +1,172 @@
+"""The run's folder on disk: a step is saved whole or not at all, whatever happens meanwhile.
+
+How that is so. A step is written to a hidden folder of `trainer/`, flushed to the disk, and then
+renamed to `trainer/step-N`. That one rename is the save: before it the last step is the older one,
+after it the newer, and both hold weights, optimizer and progress of one and the same step. All
+else follows from `trainer/step-N` and can be made again: what users read, `model.safetensors` and
+`config.json` beside `trainer/`, are hard links to its files, put in place by a rename each, first
+when the step is saved and again when a run goes on; the older step is deleted only then. Of
+metrics.jsonl, flushed before the save, what is not older than the step is written again. A link
+shares its bytes with the other name, so checksums tell when someone has written into the file
+rather than replaced it, or when the disk has.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody watches that two runs do not share a folder
+    fcntl = None
+
+FORMAT = 1
+PROGRESS = "progress.json"
+PUBLISHED = ("config.json", "model.safetensors")
+
+
+class RunFolder:
+    """A checkpoint folder with a `trainer/` in it.
+
+    Attributes:
+        path: the folder.
+        trainer: what only resuming needs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trainer = path / "trainer"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other runs out of it while the block lasts.
+
+        Raises:
+            ValueError: another process trains in it, or it holds a model that was not trained here.
+        """
+        if (self.path / "model.safetensors").exists() and not self.trainer.exists():
+            raise ValueError(
+                f"run.dir ({self.path}) holds a model without the trainer/ that training it "
+                "further needs; name another folder"
+            )
+        self.trainer.mkdir(parents=True, exist_ok=True)
+        with (self.trainer / ".lock").open("w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a crash releases it too
+                except BlockingIOError:
+                    raise ValueError(
+                        f"run.dir ({self.path}) is in use by another process that trains there; "
+                        "wait for it, or name another folder"
+                    ) from None
+            yield
+
+    def latest(self) -> Path | None:
+        """Folder of the last step that was saved, or None."""
+        steps = {int(p.name[5:]): p for p in self.trainer.glob("step-*") if p.name[5:].isdigit()}
+        return steps[max(steps)] if steps else None
+
+    def save(self, step: int, progress: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Save a step, publish it and delete the one before.
+
+        Args:
+            step: updates done.
+            progress: what else resuming needs, as JSON.
+            write: writes files into the folder that it is given.
+
+        Raises:
+            ValueError: the disk is full or refuses; the step before is still there.
+        """
+        work, final = self.trainer / ".saving", self.trainer / f"step-{step}"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            work.mkdir()
+            write(work)
+            files = {path.name: _flushed_checksum(path) for path in sorted(work.iterdir())}
+            text = json.dumps({"format": FORMAT, "step": step, "files": files, **progress})
+            (work / PROGRESS).write_text(text + "\n", encoding="utf-8")
+            _flush(work / PROGRESS)
+            _flush(work)
+            work.rename(final)
+            _flush(self.trainer)
+        except OSError as error:
+            last = self.latest()
+            kept = f"{last} is kept" if last else "there is none before it"
+            raise ValueError(
+                f"the checkpoint of step {step} cannot be written ({error}); {kept}: "
+                "make room or mend the disk, and run the same command again"
+            ) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        self.publish(final)
+        for older in self.trainer.glob("step-*"):
+            if older != final:
+                self._delete(older)
+
+    def publish(self, step_folder: Path) -> None:
+        """Put a step's model where users look for it."""
+        for name in PUBLISHED:
+            temporary = self.path / f".{name}.tmp"
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(step_folder / name, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(step_folder / name, temporary)
+            temporary.replace(self.path / name)
+            # POSIX: renaming a link over another of the same file does nothing at all.
+            temporary.unlink(missing_ok=True)
+
+    def _delete(self, step_folder: Path) -> None:
+        # Renamed first: half a step must not look like one.
+        doomed = self.trainer / ".deleting"
+        shutil.rmtree(doomed, ignore_errors=True)
+        step_folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def read_progress(step_folder: Path) -> dict[str, Any]:
+    """What `RunFolder.save` got as progress, and the step.
+
+    Raises:
+        ValueError: a file of the step is missing, or not as it was written.
+    """
+    try:
+        progress = json.loads((step_folder / PROGRESS).read_text(encoding="utf-8"))
+        if progress["format"] != FORMAT:
+            raise ValueError(f"format {progress['format']}, and this version reads {FORMAT}")
+        for name, checksum in progress["files"].items():
+            if _checksum(step_folder / name) != checksum:
+                raise ValueError(f"{name} is not as it was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{step_folder} is damaged ({error}); restore it from a backup, or delete "
+            f"{step_folder.parent} and {step_folder.parents[1] / 'model.safetensors'} to start over"
+        ) from None
+    return progress
+
+
+def _flushed_checksum(path: Path) -> str:
+    _flush(path)
+    return _checksum(path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

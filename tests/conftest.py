@@ -1,0 +1,20 @@
+"""What every test has: a seed, one thread, no window, and property tests that repeat exactly."""
+
+import os
+
+# Read once, when torch and matplotlib are first imported, hence before anything else here.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("retnet", derandomize=True, deadline=None, database=None)
+settings.load_profile("retnet")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    import torch  # here: no test needs it before, and the jaxtyping hook wants retnet unimported
+
+    torch.manual_seed(0)

@@ -1,0 +1,55 @@
+"""Configs of every mixer in the registries, small; the contract tests run on each."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from retnet.mixers import CHANNEL_MIXERS, MIXERS, BranchConfig
+
+D = 12  # the width of the residual stream in these tests
+
+# registry name -> what its config is given, once per case
+TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
+    "retention": [
+        {"num_heads": 3},
+        {"num_heads": 2, "value_width": 12, "theta": "linspace", "pairs": "interleaved"},
+        {
+            "num_heads": 2,
+            "key_width": 8,
+            "value_width": 10,
+            "decay": "constant:1",
+            "theta": "none",
+            "score_norm": "none",
+            "gate": False,
+            "head_norm": "layer",
+            "head_norm_affine": True,
+            "bias": True,
+        },
+        {"num_heads": 1, "decay": "linspace", "head_norm": "none", "norm_eps": 1e-5},
+    ],
+}
+CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
+    "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],
+    "ffn": [{"width": 20}, {"width": 7, "activation": "swish", "inner_norm": True}],
+}
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    """Name and fields of every case."""
+    tables = (TOKEN_CASES, CHANNEL_CASES)
+    return [(name, given) for table in tables for name, all_ in table.items() for given in all_]
+
+
+def config(name: str, given: dict[str, Any]) -> BranchConfig:
+    return (MIXERS | CHANNEL_MIXERS)[name](**given)
+
+
+def build(name: str, given: dict[str, Any]) -> nn.Module:
+    """The branch in float64, its weights large enough for its parts to matter."""
+    torch.manual_seed(3)
+    module = config(name, given).build(D).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return module

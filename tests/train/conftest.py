@@ -1,0 +1,57 @@
+"""A run of a second: one layer, bytes, a page of text."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retnet.data import DataConfig, TokenizerConfig
+from retnet.mixers import CHANNEL_MIXERS, MIXERS
+from retnet.model import DecoderConfig, LayerConfig
+from retnet.train import RunConfig, RunSection, TrainSection
+
+WORDS = ["the", "state", "of", "a", "retention", "layer", "decays", "and", "forgets", "what", "was"]
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    """Make a config with text in tmp_path; keywords are fields of TrainSection."""
+    draw = random.Random(0)
+    for name, documents in (("train", 30), ("valid", 3)):
+        texts = (" ".join(draw.choices(WORDS, k=40)) for _ in range(documents))
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+
+    def make(*, dir: str = "run", dropout: float = 0.0, seed: int = 0, **train: Any) -> RunConfig:
+        layer = LayerConfig(
+            mixer=MIXERS["retention"](num_heads=2), channel=CHANNEL_MIXERS["glu"](width=24)
+        )
+        section = TrainSection(
+            steps=12,
+            batch_size=4,
+            seq_len=24,
+            warmup_steps=3,
+            learning_rate=0.01,
+            log_every=5,
+            eval_every=6,
+            save_every=4,
+            sample_every=8,
+            sample_tokens=5,
+        )
+        return RunConfig(
+            run=RunSection(dir=dir, seed=seed),
+            data=DataConfig(
+                train=("train.txt",),
+                valid=("valid.txt",),
+                split_on="\n",
+                tokenizer=TokenizerConfig(kind="bytes"),
+            ),
+            model=DecoderConfig(d_model=16, layers=(layer,), dropout=dropout),
+            train=replace(section, **train),
+        )
+
+    return make

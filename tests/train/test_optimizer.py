@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from retnet.mixers import CHANNEL_MIXERS, MIXERS
+from retnet.model import Decoder, DecoderConfig, LayerConfig
+from retnet.train import TrainSection
+from retnet.train.optimizer import (
+    build_optimizer,
+    decayed_parameters,
+    optimizer_tensors,
+    restore_optimizer,
+)
+
+
+def make_model(tie_embeddings=False):
+    layer = LayerConfig(
+        mixer=MIXERS["retention"](num_heads=2, bias=True, head_norm_affine=True),
+        channel=CHANNEL_MIXERS["ffn"](width=24, inner_norm=True),
+    )
+    torch.manual_seed(0)
+    return Decoder(
+        DecoderConfig(
+            d_model=16, layers=(layer,), vocab_size=11, norm="layer", tie_embeddings=tie_embeddings
+        )
+    )
+
+
+def step(model, optimizer):
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def test_weight_decay_is_for_matrices_only():
+    model = make_model()
+    decayed = decayed_parameters(model)
+    assert "lm_head.weight" in decayed
+    assert "layers.0.branches.0.q_proj.weight" in decayed
+    assert "layers.0.branches.1.down_proj.weight" in decayed
+    rest = {name for name, _ in model.named_parameters()} - decayed
+    assert "embed_tokens.weight" in rest
+    assert all("bias" in name or "norm" in name for name in rest if name != "embed_tokens.weight")
+
+
+def test_a_head_tied_to_the_embedding_is_not_decayed():
+    assert not {"lm_head.weight", "embed_tokens.weight"} & decayed_parameters(make_model(True))
+
+
+def test_groups_hold_every_parameter_once():
+    model = make_model(tie_embeddings=True)
+    groups = build_optimizer(model, TrainSection(steps=1, weight_decay=0.3)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+
+
+def test_decay_pulls_decayed_weights_and_no_others():
+    model = make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, TrainSection(steps=1, learning_rate=0.5, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = decayed_parameters(model)
+    for name, parameter in model.named_parameters():
+        factor = 0.75 if name in decayed else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_restored_state_continues_bit_for_bit():
+    section = TrainSection(steps=9)
+    model, twin = make_model(), make_model()
+    optimizer, twin_optimizer = build_optimizer(model, section), build_optimizer(twin, section)
+    step(model, optimizer)
+    tensors = {name: t.clone() for name, t in optimizer_tensors(model, optimizer).items()}
+    twin.load_state_dict(model.state_dict())
+    restore_optimizer(twin, twin_optimizer, tensors)
+    step(model, optimizer)
+    step(twin, twin_optimizer)
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"exp_avg/nothing": torch.zeros(2)}, {"exp_avg/norm.weight": torch.zeros(2)}]
+)
+def test_state_of_another_model_is_refused(tensors):
+    model = make_model()
+    optimizer = build_optimizer(model, TrainSection(steps=1))
+    with pytest.raises(ValueError, match=r"exp_avg/.* \(2,\) fits no parameter .* the same save"):
+        restore_optimizer(model, optimizer, tensors)

@@ -1,0 +1,299 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import retnet
+from retnet.hub import dump_toml
+from retnet.train import loop, read_metrics, train
+from retnet.train.folder import RunFolder
+
+TIMING = ("seconds", "tokens_per_s")
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def lines(folder: Path):
+    """The log without what a clock decides."""
+    return [
+        {key: value for key, value in line.items() if key not in TIMING}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(a: Path, b: Path):
+    assert lines(a) == lines(b)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (load_file(max(f.glob("trainer/step-*")) / name) for f in (a, b))
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            assert torch.equal(tensor, theirs[key]), f"{name}: {key}"
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def before_step(monkeypatch):
+    """Call a function before the batch of a step is made, once."""
+
+    def install(step, action):
+        real, armed = loop.training_batch, [True]
+
+        def wrapped(*args, **kwargs):
+            if kwargs["step"] == step and armed:
+                armed.clear()
+                action()
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "training_batch", wrapped)
+
+    return install
+
+
+def kill():
+    raise Killed
+
+
+def test_a_run_learns_and_leaves_a_folder_that_every_command_reads(make_config, tmp_path):
+    result = train(make_config(steps=30, learning_rate=0.03), base=tmp_path)
+    assert result.finished
+    assert result.folder == tmp_path / "run"
+    log = read_metrics(result.folder / "metrics.jsonl")
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+    scored = [line for line in log if "valid_loss" in line]
+    assert [line["step"] for line in scored] == [6, 12, 18, 24, 30]
+    assert scored[-1]["valid_bits_per_byte"] < scored[0]["valid_bits_per_byte"]
+    assert (
+        result.metrics["valid_bits_per_byte_carried"] == scored[-1]["valid_bits_per_byte_carried"]
+    )
+    assert result.metrics["tokens"] == 30 * 4 * 24
+    assert {p.name for p in result.folder.iterdir()} == {
+        "config.json",
+        "loss.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "run.toml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer",
+    }
+    model, tokenizer = retnet.load(result.folder)
+    assert model.config.vocab_size == tokenizer.vocab_size == 257
+
+
+def test_the_log_has_a_line_for_the_first_step_then_for_each_period_and_the_last(
+    make_config, tmp_path
+):
+    folder = train(make_config(), base=tmp_path).folder
+    log = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in log if "loss" in line] == [1, 5, 10, 12]
+    assert [line["step"] for line in log if "sample" in line] == [8, 12]
+    assert [line["step"] for line in log if "valid_loss" in line] == [6, 12]
+    assert all(line["tokens"] == line["step"] * 96 for line in log)
+
+
+def test_random_numbers_of_the_caller_are_left_alone(make_config, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    train(make_config(steps=2, dropout=0.5), base=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 11])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_goes_on_bit_for_bit(make_config, tmp_path, before_step, step, accumulate):
+    """Dropout, log means across the gap, validation and samples included."""
+    whole = make_config(dropout=0.2, dir="whole", accumulate=accumulate)
+    cut = make_config(dropout=0.2, dir="cut", accumulate=accumulate)
+    train(whole, base=tmp_path)
+    before_step(step, kill)
+    with pytest.raises(Killed):
+        train(cut, base=tmp_path)
+    train(cut, base=tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("broken", ["save_checkpoint", "save_file", "dump_toml"])
+def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
+    make_config, tmp_path, monkeypatch, broken
+):
+    train(make_config(dir="whole"), base=tmp_path)
+    real, calls = getattr(loop, broken), []
+
+    def fail_at_second(*args, **kwargs):
+        calls.append(1)
+        result = real(*args, **kwargs)
+        if len(calls) == 2:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, broken, fail_at_second)
+        with pytest.raises(Killed):
+            train(make_config(dir="cut"), base=tmp_path)
+    assert RunFolder(tmp_path / "cut").latest() == tmp_path / "cut/trainer/step-4"
+    train(make_config(dir="cut"), base=tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from retnet.train import folder, load_config, loop, train
+point, base = sys.argv[1], Path(sys.argv[2])
+module, name = {"write": (loop, "save_file"), "publish": (folder.os, "link")}[point]
+real, calls = getattr(module, name), []
+def wrapped(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+if len(sys.argv) == 3:
+    setattr(module, name, wrapped)
+train(load_config(base / "run.toml"), base=base)
+"""
+
+
+@pytest.mark.parametrize("point", ["write", "publish"])
+def test_a_process_killed_by_sigkill_goes_on_in_another_bit_for_bit(make_config, tmp_path, point):
+    train(make_config(dir="whole", save_every=2), base=tmp_path)
+    config = make_config(dir="cut", save_every=2)
+    (tmp_path / "run.toml").write_text(dump_toml(config), encoding="utf-8")
+    command = [sys.executable, "-c", SCRIPT, point, str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = subprocess.run([*command, "calm"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(
+    make_config, tmp_path, before_step, capfd, number
+):
+    train(make_config(dir="whole"), base=tmp_path)
+    before = signal.getsignal(number)
+    before_step(6, lambda: os.kill(os.getpid(), number))
+    result = train(make_config(dir="cut"), base=tmp_path)
+    assert (result.finished, result.step) == (False, 7)
+    assert signal.getsignal(number) is before
+    out, err = capfd.readouterr()
+    assert f"{signal.Signals(number).name}: saving after this step" in err
+    assert "stopped after step 7" in out
+    assert "the same command goes on from there" in out
+    assert train(make_config(dir="cut"), base=tmp_path).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_cuts_a_validation_short_which_is_made_up_for(make_config, tmp_path, monkeypatch):
+    train(make_config(dir="whole"), base=tmp_path)
+    real = loop.Validation.score
+
+    def interrupted(self, model, wrap=iter):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(self, model, wrap)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Validation, "score", interrupted)
+        result = train(make_config(dir="cut"), base=tmp_path)
+    assert (result.finished, result.step) == (False, 6)
+    assert "valid_loss" not in result.metrics
+    train(make_config(dir="cut"), base=tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_reports_do_not_change_what_is_learned(make_config, tmp_path):
+    quiet = make_config(dir="quiet", dropout=0.2, eval_every=0, sample_every=0, save_every=0)
+    train(quiet, base=tmp_path)
+    train(make_config(dir="busy", dropout=0.2, eval_every=1, sample_every=1), base=tmp_path)
+    quiet_model, busy_model = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("quiet", "busy")
+    )
+    assert quiet_model == busy_model
+
+
+def test_a_complete_run_is_left_alone_until_it_gets_more_steps(make_config, tmp_path, capsys):
+    settings = {"schedule": "constant", "dropout": 0.2}
+    train(make_config(dir="short", steps=7, **settings), base=tmp_path)
+    stamp = (tmp_path / "short/trainer/step-7").stat().st_mtime_ns
+    again = train(make_config(dir="short", steps=7, **settings), base=tmp_path)
+    assert again.finished
+    assert "valid_loss" in again.metrics
+    assert (tmp_path / "short/trainer/step-7").stat().st_mtime_ns == stamp
+    assert "is complete with 7 steps; raise train.steps (7) to go on" in capsys.readouterr().out
+    train(make_config(dir="short", steps=12, **settings), base=tmp_path)
+    train(make_config(dir="long", steps=12, **settings), base=tmp_path)
+    assert_same_run(tmp_path / "short", tmp_path / "long")
+
+
+def test_a_changed_setting_is_refused_and_nothing_is_touched(make_config, tmp_path):
+    folder = train(make_config(steps=2), base=tmp_path).folder
+    before = (folder / "run.toml").read_text()
+    with pytest.raises(
+        ValueError, match=r"train\.seq_len \(32\) must stay 24, with which this run"
+    ):
+        train(make_config(steps=4, seq_len=32), base=tmp_path)
+    assert (folder / "run.toml").read_text() == before
+
+
+def test_changed_text_is_refused(make_config, tmp_path):
+    train(make_config(steps=2), base=tmp_path)
+    (tmp_path / "train.txt").write_text("other words\n" * 50)
+    with pytest.raises(
+        ValueError, match=r"data\.train .* the files have changed since; bring them"
+    ):
+        train(make_config(steps=4), base=tmp_path)
+
+
+def test_training_that_diverges_stops_before_the_weights_are_touched(
+    make_config, tmp_path, monkeypatch
+):
+    real = loop.score
+
+    def broken(model, *args, **kwargs):
+        got = real(model, *args, **kwargs)
+        return got._replace(nats=got.nats * float("nan")) if broken.calls > 5 else got
+
+    def counted(*args, **kwargs):
+        broken.calls += 1
+        return broken(*args, **kwargs)
+
+    broken.calls = 0
+    monkeypatch.setattr(loop, "score", counted)
+    message = (
+        r"loss \(nan\) and gradient norm \(nan\) of step 6 must be finite numbers: training "
+        r"diverged; the checkpoint of step 4 is kept\. Start a new run .* train\.learning_rate"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(make_config(), base=tmp_path)
+    folder = tmp_path / "run"
+    assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 5]
+    model, _ = retnet.load(folder)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_bfloat16_runs_and_keeps_float32_weights(make_config, tmp_path):
+    result = train(make_config(steps=20, precision="bfloat16", learning_rate=0.03), base=tmp_path)
+    losses = [m["loss"] for m in read_metrics(result.folder / "metrics.jsonl") if "loss" in m]
+    assert losses[-1] < losses[0] - 0.3
+    weights = load_file(result.folder / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+
+
+def test_windows_longer_than_the_text_are_refused(make_config, tmp_path):
+    with pytest.raises(ValueError, match=r"seq_len \(100000\) must be below the number of tokens"):
+        train(make_config(seq_len=100_000), base=tmp_path)
+
+
+def test_without_matplotlib_a_run_says_what_to_install(make_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert train(make_config(steps=2), base=tmp_path).finished
+    assert "pip install 'retnet[plot]'" in capsys.readouterr().out
