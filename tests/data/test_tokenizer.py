@@ -40,7 +40,9 @@ def test_cut_text_has_the_tokens_of_the_whole(tokenizer, text, size):
 
 
 @OURS
-def test_documents_are_encoded_as_one_by_one_with_bos_before(tokenizer):
+@pytest.mark.parametrize("batch_chars", [1, 5000, 10**6])
+def test_documents_are_encoded_as_one_by_one_with_bos_before(tokenizer, batch_chars, monkeypatch):
+    monkeypatch.setattr("retnet.data.tokenizer.BATCH_CHARS", batch_chars)
     texts = [TEXT * 10, "", "x", "caf\u00e9 " * 3000]
     encoded = list(tokenizer.encode_documents(texts))
     assert [ids.tolist() for ids in encoded] == [

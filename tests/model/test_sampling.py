@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,8 +84,8 @@ def test_penalties_are_those_computed_by_hand():
 def test_truncations_are_those_computed_by_hand():
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 
-    def kept(**settings: float) -> list[int]:
-        return adjust(logits, Sampling(**settings))[0].isfinite().nonzero().flatten().tolist()  # type: ignore[arg-type]
+    def kept(**settings: Any) -> list[int]:
+        return adjust(logits, Sampling(**settings))[0].isfinite().nonzero().flatten().tolist()
 
     assert kept(top_k=2) == [0, 1]
     assert kept(top_k=3) == [0, 1, 2], "of equals the lowest id stays"
@@ -100,8 +101,8 @@ def test_truncations_are_those_computed_by_hand():
 
 
 def test_truncations_prefer_the_lowest_ids_of_many_equals():
-    for settings in ({"top_k": 16}, {"top_p": 1 / 64}):  # exact in float32
-        scores = adjust(torch.zeros(1, 1024), Sampling(**settings))
+    for sampling in (Sampling(top_k=16), Sampling(top_p=1 / 64)):  # sums exact in float32
+        scores = adjust(torch.zeros(1, 1024), sampling)
         assert scores[0].isfinite().nonzero().flatten().tolist() == list(range(16))
 
 

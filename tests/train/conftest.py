@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from retnet.data import DataConfig, TokenizerConfig
-from retnet.mixers import CHANNEL_MIXERS, MIXERS
-from retnet.model import DecoderConfig, LayerConfig
+from retnet.hub import from_dict
+from retnet.model import DecoderConfig
 from retnet.train import RunConfig, RunSection, TrainSection
 
 WORDS = ["the", "state", "of", "a", "retention", "layer", "decays", "and", "forgets", "what", "was"]
@@ -27,8 +27,18 @@ def make_config(tmp_path: Path) -> MakeConfig:
         (tmp_path / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
 
     def make(*, dir: str = "run", dropout: float = 0.0, seed: int = 0, **train: Any) -> RunConfig:
-        layer = LayerConfig(
-            mixer=MIXERS["retention"](num_heads=2), channel=CHANNEL_MIXERS["glu"](width=24)
+        model = from_dict(
+            DecoderConfig,
+            {
+                "d_model": 16,
+                "dropout": dropout,
+                "layers": [
+                    {
+                        "mixer": {"name": "retention", "num_heads": 2},
+                        "channel": {"name": "glu", "width": 24},
+                    }
+                ],
+            },
         )
         section = TrainSection(
             steps=12,
@@ -50,7 +60,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
                 split_on="\n",
                 tokenizer=TokenizerConfig(kind="bytes"),
             ),
-            model=DecoderConfig(d_model=16, layers=(layer,), dropout=dropout),
+            model=model,
             train=replace(section, **train),
         )
 

@@ -71,7 +71,7 @@ def test_a_resolved_config_reads_back_the_same(file):
         ("train.accumulate", 3, r"batch_size \(16\) must be a multiple of accumulate \(3\)"),
         ("train.learning_rate", 0, r"learning_rate \(0\.0\) must be above 0"),
         ("train.decay_to", 2, r"decay_to \(2\.0\) is a share of learning_rate and must be"),
-        ("train.betas", [0.9], r"betas \(\[0\.9\]\) must be two numbers in \[0, 1\)"),
+        ("train.betas", [0.9, 1], r"betas \(\[0\.9, 1\.0\]\) must be two numbers in \[0, 1\)"),
         ("train.eval_tokens", 1, r"eval_tokens \(1\) leaves nothing to predict"),
         ("train.schedule", "cos", r"train\.schedule \('cos'\) must be one of 'cosine', 'linear'"),
         ("train", 3, r"train \(3\) must be a table of TrainSection's fields"),

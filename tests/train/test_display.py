@@ -41,7 +41,7 @@ def test_pace_counts_steps_for_speed_and_everything_for_the_time_left():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (754, "12:34"), (36061, "10:01:01")]
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (754.0, "12:34"), (36061.0, "10:01:01")]
 )
 def test_times_read_as_on_a_clock(seconds, text):
     assert clock_time(seconds) == text

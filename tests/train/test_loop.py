@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def gradients(model, stream, parts, batch_size=8, seq_len=12):
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(make_config, parts):
     config = make_config().model
     torch.manual_seed(0)
-    model = Decoder(config.__class__(**{**vars(config), "vocab_size": 20}))
+    model = Decoder(replace(config, vocab_size=20))
     tokens = np.random.default_rng(0).integers(0, 20, 500).astype("<u2")
     stream = TokenStream(tokens, np.array([0]), 500, bos_id=0)
     loss, whole = gradients(model, stream, 1)

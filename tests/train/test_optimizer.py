@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from retnet.mixers import CHANNEL_MIXERS, MIXERS
-from retnet.model import Decoder, DecoderConfig, LayerConfig
+from retnet.hub import from_dict
+from retnet.model import Decoder, DecoderConfig
 from retnet.train import TrainSection
 from retnet.train.optimizer import (
     build_optimizer,
@@ -13,16 +13,19 @@ from retnet.train.optimizer import (
 
 
 def make_model(tie_embeddings=False):
-    layer = LayerConfig(
-        mixer=MIXERS["retention"](num_heads=2, bias=True, head_norm_affine=True),
-        channel=CHANNEL_MIXERS["ffn"](width=24, inner_norm=True),
-    )
+    layer = {
+        "mixer": {"name": "retention", "num_heads": 2, "bias": True, "head_norm_affine": True},
+        "channel": {"name": "ffn", "width": 24, "inner_norm": True},
+    }
+    config = {
+        "d_model": 16,
+        "vocab_size": 11,
+        "layers": [layer],
+        "norm": "layer",
+        "tie_embeddings": tie_embeddings,
+    }
     torch.manual_seed(0)
-    return Decoder(
-        DecoderConfig(
-            d_model=16, layers=(layer,), vocab_size=11, norm="layer", tie_embeddings=tie_embeddings
-        )
-    )
+    return Decoder(from_dict(DecoderConfig, config))
 
 
 def step(model, optimizer):

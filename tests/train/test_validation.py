@@ -16,6 +16,7 @@ def test_the_beginning_of_a_stream_counts_the_bytes_of_its_tokens():
         ids = [i for i in part.tokens.tolist() if i != tokenizer.bos_id]
         assert part.num_bytes == sum(len(tokenizer.id_bytes(i)) for i in ids)
         assert np.array_equal(part.document_starts, np.flatnonzero(part.tokens == tokenizer.bos_id))
+    part = beginning(stream, tokenizer, stream.num_tokens - 1)
     assert part.num_bytes == stream.num_bytes - len(tokenizer.id_bytes(int(stream.tokens[-1])))
 
 

@@ -65,7 +65,8 @@ def form_disagreement(
         exact = deepcopy(rounded).double()(tokens, form="recurrent")[0]
         logits = {form: rounded(tokens, form=form)[0].double() for form in ALL_FORMS}
         std = exact.std().item()
-        for form, got in logits.items():
+        for form in ALL_FORMS:
+            got = logits[form]
             max_abs = (got - exact).abs().max().item()
             apart = max((got - other).abs().max().item() for other in logits.values())
             rows.append(

@@ -133,7 +133,7 @@ class Recorder:
                 bench=bench,
                 case=dict(case),
                 metric=metric,
-                spread=spread,
+                spread=_rounded(spread),
                 quick=self._quick,
                 source=self._source,
                 utc=utc,
@@ -145,6 +145,12 @@ class Recorder:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(record.to_json() + "\n" for record in new)
         self.records += new
+
+
+def _rounded(spread: Spread) -> Spread:
+    """Six digits: the rest is noise, and hides in a diff what changed."""
+    median, p20, p80 = (float(f"{x:.6g}") for x in spread[:3])
+    return Spread(median, p20, p80, spread.n)
 
 
 def read_records(folder: Path) -> list[Record]:

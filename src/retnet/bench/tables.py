@@ -78,14 +78,15 @@ def pivot(records: Iterable[Record], *fields: str) -> dict[Key, dict[str, Spread
 def ops_table(records: Iterable[Record]) -> Table:
     """Retention alone: time, operations per second, torchscale beside ours."""
     records = [record for record in records if record.bench == "op/retention"]
-    fields = ("H", "D_k", "D_v", "B", "T", "dtype", "by", "form")
-    rows = []
+    fields = ("B", "H", "D_k", "D_v", "T", "dtype", "form", "by")
+    labels, rows = [], []
     for passes in ("fwd", "fwdbwd"):
         mine = [record for record in records if record.metric.startswith(f"{passes}_")]
-        for (H, D_k, D_v, B, T, dtype, by, form), metrics in pivot(mine, *fields).items():
+        for (*sizes, T, dtype, form, by), metrics in pivot(mine, *fields).items():
+            shape = (f"{name} {size}" for name, size in zip(fields, sizes, strict=False))
+            labels.append((*shape, f"T {T:,}", str(dtype), passes.replace("fwdb", "fwd+b")))
             rows.append(
                 (
-                    f"{B} x {T:,}, {H} x {D_k}/{D_v}, {dtype}, {passes.replace('db', 'd+b')}",
                     f"{by}, {form}",
                     _spread(metrics[f"{passes}_ms"]),
                     number(metrics[f"{passes}_gflops"].median),
@@ -93,41 +94,29 @@ def ops_table(records: Iterable[Record]) -> Table:
                     _ratio(metrics.get(f"{passes}_time_over_retnet")),
                 )
             )
-    columns = (
-        "B x T, H x D_k/D_v, dtype, passes",
-        "code, form",
-        "ms",
-        "GFLOP/s",
-        "of matrix-product peak",
-        "its time / ours",
-    )
-    return Table("Retention alone", columns, rows, caption(records))
+    columns = ("case", "code, form", "ms", "GFLOP/s", "of matmul peak", "its time / ours")
+    return _table("Retention alone", columns, labels, rows, records)
 
 
 def train_table(records: Iterable[Record]) -> Table:
     """Whole training steps: tokens per second and peak memory, torchscale beside ours."""
     records = [record for record in records if record.bench == "train_step"]
     fields = ("parameters", "B", "T", "precision", "by")
-    rows = [
-        (
-            f"{_millions(size)}, {B} x {T:,}, {precision}",
-            str(by),
-            _spread(metrics["tokens_per_s"]),
-            number(metrics["peak_mib"].median),
-            number(metrics["peak_over_start_mib"].median),
-            _ratio(metrics.get("step_time_over_retnet")),
+    labels, rows = [], []
+    for (size, B, T, precision, by), metrics in pivot(records, *fields).items():
+        labels.append((_millions(size), f"B {B}", f"T {T:,}", str(precision)))
+        rows.append(
+            (
+                str(by),
+                _spread(metrics["tokens_per_s"]),
+                number(metrics["peak_mib"].median),
+                number(metrics["peak_over_start_mib"].median),
+                _ratio(metrics.get("step_time_over_retnet")),
+            )
         )
-        for (size, B, T, precision, by), metrics in pivot(records, *fields).items()
-    ]
-    columns = (
-        "parameters, B x T, precision",
-        "code",
-        "tokens/s",
-        "peak memory of the process, MiB",
-        "without libraries, MiB",
-        "its time / ours",
-    )
-    return Table("Training step", columns, rows, caption(records))
+    memory = ("process at most, MiB", "without libraries, MiB")
+    columns = ("case", "code", "tokens/s", *memory, "its time / ours")
+    return _table("Training step", columns, labels, rows, records)
 
 
 def forms_table(records: Iterable[Record]) -> Table:
@@ -137,51 +126,35 @@ def forms_table(records: Iterable[Record]) -> Table:
     for (*key, form), metrics in pivot(records, "model", "gain", "dtype", "form").items():
         cells.setdefault(tuple(key), {})[form] = metrics
     forms = ("recurrent", "parallel", "chunkwise")
+    labels = [(str(model), f"weights x {gain}", str(dtype)) for model, gain, dtype in cells]
     rows = []
-    for (model, gain, dtype), found in cells.items():
+    for found in cells.values():
         worst = {name: max(m[name].median for m in found.values()) for name in found[forms[0]]}
-        rows.append(
-            (
-                f"{model}, weights x {gain}",
-                str(dtype),
-                *(_tiny(found[form]["max_abs"].median) for form in forms),
-                _tiny(worst["apart"]),
-                _tiny(worst["relative"]),
-            )
-        )
-    last = ("between two forms", "worst / deviation of logits")
-    columns = ("model", "dtype", *forms, *last)
-    return Table("Disagreement between forms", columns, rows, caption(records))
+        errors = (found[form]["max_abs"].median for form in forms)
+        rows.append(tuple(f"{x:.1e}" for x in (*errors, worst["apart"], worst["relative"])))
+    columns = ("case", *forms, "between two forms", "worst / deviation of logits")
+    return _table("Disagreement between forms", columns, labels, rows, records)
 
 
 def decode_table(records: Iterable[Record]) -> Table:
     """Decoding after ever longer texts: time and memory of a token."""
     records = [record for record in records if record.bench == "decode"]
     fields = ("model", "parameters", "num_layers", "d_model", "dtype", "context")
-    rows = [
-        (
-            f"{model}, {_millions(size)}, {dtype}",
-            f"{context:,}",
-            _spread(metrics["token_ms"]),
-            mebibytes(metrics["state_bytes"].median),
-            mebibytes(key_value_cache_bytes(int(num_layers), int(d_model), int(context))),
-            number(metrics["process_mib"].median),
-            number(metrics["prefill_tokens_per_s"].median),
+    labels, rows = [], []
+    for (model, size, L, D, dtype, context), metrics in pivot(records, *fields).items():
+        labels.append((str(model), _millions(size), str(dtype), f"{context:,}"))
+        rows.append(
+            (
+                _spread(metrics["token_ms"]),
+                mebibytes(metrics["state_bytes"].median),
+                mebibytes(key_value_cache_bytes(int(L), int(D), int(context))),
+                number(metrics["process_mib"].median),
+                number(metrics["prefill_tokens_per_s"].median),
+            )
         )
-        for (model, size, num_layers, d_model, dtype, context), metrics in pivot(
-            records, *fields
-        ).items()
-    ]
-    columns = (
-        "model",
-        "tokens read",
-        "ms per token",
-        "state, MiB",
-        "16-bit key-value cache, MiB (computed)",
-        "process, MiB",
-        "reading, tokens/s",
-    )
-    return Table("Decoding", columns, rows, caption(records))
+    memory = ("state, MiB", "16-bit key-value cache, MiB (computed)", "process, MiB")
+    columns = ("tokens read", "ms per token", *memory, "reading, tokens/s")
+    return _table("Decoding", columns, labels, rows, records)
 
 
 def machine_table(records: Iterable[Record]) -> Table:
@@ -264,6 +237,24 @@ def caption(records: Iterable[Record]) -> str:
     )
 
 
+def _table(
+    title: str, columns: Row, labels: list[Row], rows: list[Row], records: list[Record]
+) -> Table:
+    """A table with what distinguishes its rows in front, and what they share in the caption."""
+    shared = [
+        index
+        for index in range(len(labels[0]) - 1 if labels else 0)  # the last part always stays
+        if len({label[index] for label in labels}) == 1
+    ]
+    named = [
+        (", ".join(part for index, part in enumerate(label) if index not in shared), *row)
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    common = ", ".join(labels[0][index] for index in shared)
+    where = f"{common}. {caption(records)}" if common else caption(records)
+    return Table(title, columns, named, where)
+
+
 def number(value: float) -> str:
     """Three significant digits, or all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -289,7 +280,7 @@ def _tiny(value: float) -> str:
 
 
 def _millions(count: Scalar) -> str:
-    return f"{float(count) / 1e6:.3g} M"
+    return f"{float(count) / 1e6:.3g} M parameters"
 
 
 def _sortable(key: Key) -> tuple[tuple[int, float, str], ...]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 from typing import NamedTuple
 
+from retnet.cli.status import FAILED, INTERRUPTED, OK
+
 __all__ = ["main"]
 
 
@@ -38,8 +40,6 @@ COMMANDS = {
     "bench": Command("measure speed, memory and agreement", "retnet bench forms --quick"),
 }
 
-FAILED, INTERRUPTED = 2, 130
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -48,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `retnet`; None takes the process's.
 
     Returns:
-        The exit status: 0, 2 where what the user gave is refused, 130 after Ctrl-C.
+        The exit status, see `retnet.cli.status`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     first = words[0] if words else "--help"
     if first in ("-h", "--help", "help"):
         print(_help())
-        return 0
+        return OK
     if first == "--version":
         print(f"retnet {metadata.version('retnet')}")
-        return 0
+        return OK
     if first not in COMMANDS:
         return _fail(_unknown(first))
     return _run(first, words[1:])
@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     try:
-        import_module(f"retnet.cli.{name}").main(words)
+        status = import_module(f"retnet.cli.{name}").main(words)
         sys.stdout.flush()
+        return OK if status is None else status
     except ValueError as error:
         if sys.flags.dev_mode:  # `python -X dev -m retnet ...` shows where it came from
             raise
@@ -78,8 +79,7 @@ def _run(name: str, words: list[str]) -> int:
         # Whoever read our output has seen enough, as `head` does. Python would complain once
         # more when it flushes at exit, so it gets somewhere to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return 0
+        return OK
 
 
 def _fail(message: str) -> int:

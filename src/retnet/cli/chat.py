@@ -1,7 +1,8 @@
 """Write a text in turns with a model, at constant memory.
 
-The model has learnt to continue text, not to answer: what you type is the text so far.
-It keeps the state between turns, so nothing is read twice and nothing grows.
+The model has learnt to continue text, not to answer.
+
+It keeps its state between turns: nothing is read twice, and nothing grows.
 
 Example: retnet chat runs/demo --max-tokens 60
 """
@@ -16,6 +17,7 @@ from tyro.conf import UseAppendAction, arg
 
 from retnet.cli.options import Checkpoint, SamplingOptions, parse
 from retnet.cli.pace import Pace
+from retnet.cli.screen import show_piece
 
 if TYPE_CHECKING:
     from retnet.data import Tokenizer
@@ -55,8 +57,9 @@ def main(words: Sequence[str]) -> None:
 
     from retnet.hub import load
 
-    with contextlib.suppress(ImportError):  # Windows has none; input() gains editing and history
-        import readline  # noqa: F401
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  (it gives input() editing and history)
 
     chat = Chat(*load(options.checkpoint), options)
     print(GREETING)
@@ -108,10 +111,12 @@ class Chat:
             before = self._num_tokens()
             for piece in pieces:
                 pace.begin()
-                print(piece, end="", flush=True)
+                show_piece(piece)
             print()
         except KeyboardInterrupt:
             print(" [stopped]")
+        except ValueError as error:  # such as broken UTF-8; the text so far is not lost for it
+            print(f"error: {error}", file=sys.stderr)
         pace.end()
         after = self._num_tokens()
         self._stats = (

@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> None:
     sampling = options.sampling.sampling()  # refused before anything slow
 
     from retnet.cli.pace import Pace
-    from retnet.cli.screen import note, show_prompt
+    from retnet.cli.screen import note, show_piece, show_prompt
     from retnet.hub import load
     from retnet.model.generation import generate
 
@@ -50,7 +50,7 @@ def main(words: Sequence[str]) -> None:
     def show(_prompt: int, sample: int, piece: str) -> None:
         pace.begin()
         if sample == 0:  # the others are written meanwhile, and shown after it
-            print(piece, end="", flush=True)
+            show_piece(piece)
 
     show_prompt(prompt)
     [samples] = generate(
@@ -68,5 +68,5 @@ def main(words: Sequence[str]) -> None:
     for number, sample in enumerate(samples[1:], 2):
         print(f"--- {number} of {len(samples)} ---")
         show_prompt(prompt)
-        print(sample.text)
+        show_piece(f"{sample.text}\n")
     note(pace.report(model, [len(sample.tokens) for sample in samples]))

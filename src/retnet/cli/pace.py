@@ -26,27 +26,16 @@ class Pace:
 
     def report(self, model: "Decoder", num_tokens: Sequence[int]) -> str:
         """Say the rate of texts of so many tokens each, written side by side, and the state."""
-        from retnet.evaluate import state_bytes_per_text
+        from retnet.evaluate import format_bytes, state_bytes_per_text
 
         words = [f"{sum(num_tokens)} tokens"]
         # the first token of each text came before the stopwatch started
         rest, steps = sum(num_tokens) - len(num_tokens), max(num_tokens, default=0) - 1
         if self._started is not None and self._ended is not None and steps > 0:
             seconds = self._ended - self._started
-            words += [f"{rest / seconds:.0f} tokens/s", f"{1000 * seconds / steps:.2f} ms per token"]
-        words.append(f"state {file_size(state_bytes_per_text(model))} at any length")
+            words += [
+                f"{rest / seconds:.0f} tokens/s",
+                f"{1000 * seconds / steps:.2f} ms per token",
+            ]
+        words.append(f"state {format_bytes(state_bytes_per_text(model))} at any length")
         return ", ".join(words)
-
-
-def file_size(num_bytes: float) -> str:
-    """Bytes in decimal units, three digits.
-
-    Example:
-        >>> file_size(1572864)
-        '1.57 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"

@@ -13,10 +13,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, "\t\n")}, "\ufffd")
+
 
 def note(text: str) -> None:
     """Say something about the output, on standard error: it is not part of the output."""
     Console(stderr=True).print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_piece(piece: str) -> None:
+    """Print a piece of generated text at once.
+
+    A terminal obeys control characters, and a model may write any: there they become U+FFFD.
+    """
+    text = piece.translate(CONTROLS) if sys.stdout.isatty() else piece
+    print(text, end="", flush=True)
 
 
 def show_prompt(prompt: str) -> None:
@@ -37,7 +48,9 @@ def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(compact=True),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, rate="")
 
         def show(done: int, total: int) -> None:

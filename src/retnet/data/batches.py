@@ -145,9 +145,11 @@ def stream_segments(stream: TokenStream, *, seq_len: int, batch_size: int = 1) -
     _check_positive("seq_len", seq_len)
     _check_positive("batch_size", batch_size)
     ideal = np.arange(1, batch_size) * (stream.num_tokens / batch_size)
-    following = np.searchsorted(stream.document_starts, ideal)  # document that starts there or next
-    inner = stream.document_starts[following[following < stream.num_documents]]
-    cuts = np.unique(np.concatenate([[0], inner, [stream.num_tokens - 1]]))
+    following = np.searchsorted(stream.document_starts, ideal)
+    around = np.clip([following - 1, following], 0, stream.num_documents - 1)
+    before, after = stream.document_starts[around]
+    nearest = np.where(ideal - before < after - ideal, before, after)
+    cuts = np.unique(np.concatenate([[0], nearest, [stream.num_tokens - 1]]))
     return _segments(stream, cuts[:-1], cuts[1:], seq_len)
 
 

@@ -65,10 +65,10 @@ def split_documents(
 ) -> tuple[Selection, Selection]:
     """Split documents into training and validation, the same way every time.
 
-    Held out are the documents with the smallest hashes, as many as fit into the share: so a document
-    hardly ever changes sides when others come or go, and copies stay on one side. Where these make
-    less than half of the share, because there are only a few long documents, the tail of the
-    longest is held out instead, from a line border if one is near.
+    Held out are the documents with the smallest hashes, as many as fit into the share; so hardly a
+    document changes sides when others come or go, and copies stay on one side. Where that is less
+    than half of the share, because there are only a few long documents, the tail of the longest is
+    held out instead, from a line border if one is near.
 
     Args:
         documents: an iterable that can be iterated again.

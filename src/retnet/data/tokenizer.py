@@ -17,8 +17,8 @@ from retnet.data.token_bytes import bytes_by_id
 COMMON_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|endoftext|>")
 """Names to look for when a tokenizer does not say which token begins a document."""
 
-BATCH_CHARS = 1 << 22
-"""Characters to hand to the library at once: enough for all cores, little in memory."""
+BATCH_CHARS = 1 << 20
+"""Characters to hand to the library at once: enough for many cores, little in memory."""
 
 
 class Tokenizer:
@@ -150,26 +150,36 @@ class Tokenizer:
         Raises:
             ValueError: as `encode`.
         """
+        document: list[np.ndarray] = []
+        for ids, begins in self._encode_pieces(texts):
+            if begins:
+                if document:
+                    yield np.concatenate(document)
+                document = [np.array([self.bos_id], dtype=np.int64)]
+            document.append(ids)
+        if document:
+            yield np.concatenate(document)
+
+    def _encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, bool]]:
+        """Yield the ids of each piece, and whether a document begins with it."""
         pieces: list[str] = []
-        ends: list[int] = []  # ends[i]: number of pieces up to the end of document i
+        begins: list[bool] = []
         num_chars = 0
         for text in texts:
             _check_unicode(text)
-            pieces.extend(cut(text) if self._may_cut else [text])
-            ends.append(len(pieces))
-            num_chars += len(text)
-            if num_chars >= BATCH_CHARS:
-                yield from self._encode_batch(pieces, ends)
-                pieces, ends, num_chars = [], [], 0
-        yield from self._encode_batch(pieces, ends)
+            for number, piece in enumerate(cut(text) if self._may_cut else [text]):
+                pieces.append(piece)
+                begins.append(number == 0)
+                num_chars += len(piece)
+                if num_chars >= BATCH_CHARS:
+                    yield from zip(self._encode_batch(pieces), begins, strict=True)
+                    pieces, begins, num_chars = [], [], 0
+        yield from zip(self._encode_batch(pieces), begins, strict=True)
 
-    def _encode_batch(self, pieces: list[str], ends: list[int]) -> Iterator[np.ndarray]:
+    def _encode_batch(self, pieces: list[str]) -> list[np.ndarray]:
         with all_cores():
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-        bos = np.array([self.bos_id], dtype=np.int64)
-        for start, end in zip([0, *ends], ends, strict=False):
-            yield np.concatenate([bos, *ids[start:end]])
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; special tokens vanish, broken UTF-8 becomes U+FFFD.

@@ -6,7 +6,10 @@ from retnet.model import Decoder, state_bytes
 
 
 def state_bytes_per_text(model: Decoder) -> int:
-    """Bytes of the state of one text, however long; of a text of one token for a cache that grows."""
+    """Bytes of the state of one text, however long it is.
+
+    Of a model that keeps something of every token, those after the first token.
+    """
     device = next(model.parameters()).device
     with torch.inference_mode():
         _, state = model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device))
@@ -30,3 +33,18 @@ def key_value_cache_bytes(
         6144000
     """
     return 2 * num_layers * d_model * num_tokens * bytes_per_value
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Write a number of bytes for people: decimal units, three digits.
+
+    Example:
+        >>> format_bytes(393224)
+        '393 kB'
+    """
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

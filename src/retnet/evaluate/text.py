@@ -20,7 +20,7 @@ from retnet.model import Decoder
 from retnet.model.scoring import total_nats
 
 SEGMENT_TOKENS = 512
-"""Tokens of a row that the model reads at a time when it carries its state; no result depends on it."""
+"""Tokens of a row that the model reads at a time with its state carried; no score depends on it."""
 
 Progress = Callable[[int, int], None]
 """Called with the tokens scored so far and in all."""
@@ -123,9 +123,7 @@ def read_files(tokenizer: Tokenizer, files: Iterable[str | Path]) -> TokenStream
     return TokenStream.from_texts(Documents(paths), tokenizer)
 
 
-def _reported(
-    batches: Iterable[Batch], total: int, progress: Progress | None
-) -> Iterator[Batch]:
+def _reported(batches: Iterable[Batch], total: int, progress: Progress | None) -> Iterator[Batch]:
     """Yield the batches; report each when the next is asked for, hence when it is done."""
     done = 0
     for batch in batches:

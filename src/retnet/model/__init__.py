@@ -2,18 +2,25 @@
 
 from retnet.model.config import DecoderConfig, LayerConfig
 from retnet.model.decoder import Decoder
+from retnet.model.generation import Completion, Session, generate, stream
 from retnet.model.presets import PRESETS, preset
+from retnet.model.sampling import Sampling
 from retnet.model.state import DecoderState, concat_rows, copy_state, select_rows, state_bytes
 
 __all__ = [
     "PRESETS",
+    "Completion",
     "Decoder",
     "DecoderConfig",
     "DecoderState",
     "LayerConfig",
+    "Sampling",
+    "Session",
     "concat_rows",
     "copy_state",
+    "generate",
     "preset",
     "select_rows",
     "state_bytes",
+    "stream",
 ]

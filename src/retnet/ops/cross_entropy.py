@@ -9,7 +9,7 @@ from torch import Tensor
 IGNORED = -100
 """Target of a place that does not count, as in PyTorch."""
 
-CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 20
 """Logits computed at once: few enough to stay in a CPU's cache."""
 
 

@@ -10,15 +10,20 @@ import tokenize
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from retnet.hub import write_atomic
 
 SKIPPED = frozenset(
-    # tests and tables are no prose, and installed packages differ from machine to machine
-    "test tests idlelib lib2to3 encodings pydoc_data site-packages dist-packages __pycache__".split()
+    (
+        *("test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"),
+        *("site-packages", "dist-packages", "__pycache__"),
+    )
 )
+"""Tests and tables teach little, and installed packages differ from machine to machine."""
+
 HELD_OUT = 0.04
 """Share of the files, chosen by a hash of their names: about 300 kB."""
 
@@ -26,29 +31,49 @@ SMALLEST_BYTES = 1_000_000
 """With less source than this, the library is taken to be absent."""
 
 
+ABOUT = "about.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PythonCorpus:
-    """Two files of one JSON record for each document, `{"name": ..., "text": ...}`.
+    """A folder with two files of one JSON record for each document, `{"name", "text"}`.
 
     Attributes:
+        folder: where the files are.
         description: what the text is, with Python's version.
-        train: to learn from.
-        valid: held out: whole documents.
-        num_documents: of both together.
-        train_bytes: UTF-8 bytes of text.
-        valid_bytes: likewise.
+        num_documents: of both files together.
+        train_bytes: UTF-8 bytes of text to learn from.
+        valid_bytes: of text held out, whole documents.
     """
 
+    folder: Path
     description: str
-    train: Path
-    valid: Path
     num_documents: int
     train_bytes: int
     valid_bytes: int
 
-    def text(self, part: Path) -> bytes:
+    @property
+    def train(self) -> Path:
+        """The file to learn from."""
+        return self.folder / "train.jsonl"
+
+    @property
+    def valid(self) -> Path:
+        """The file held out."""
+        return self.folder / "valid.jsonl"
+
+    def text(self, file: Path) -> bytes:
         """All text of `train` or `valid`, for models that know no documents."""
-        return b"".join(json.loads(line)["text"].encode() for line in _lines(part))
+        with file.open(encoding="utf-8") as lines:
+            return b"".join(json.loads(line)["text"].encode() for line in lines)
+
+    @classmethod
+    def open(cls, folder: Path) -> "PythonCorpus | None":
+        """The corpus that `write_corpus` put there; None if it did not, or not to the end."""
+        about = folder / ABOUT
+        if not about.exists():
+            return None
+        return cls(folder=folder, **json.loads(about.read_text(encoding="utf-8")))
 
 
 def write_corpus(folder: Path, library: Path | None = None) -> PythonCorpus:
@@ -75,20 +100,20 @@ def write_corpus(folder: Path, library: Path | None = None) -> PythonCorpus:
             "out, and both must be more than 0; install Python with its source, or train on text "
             "of your own with `retnet train`"
         )
-    paths = {part: folder / f"{part}.jsonl" for part in parts}
-    for part, path in paths.items():
-        text = "".join(parts[part])
-        # left alone where nothing changed: its time stamp tells that tokens made of it still fit
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomic(path, lambda new, text=text: new.write_text(text, encoding="utf-8"))
-    return PythonCorpus(
-        description=description,
-        train=paths["train"],
-        valid=paths["valid"],
-        num_documents=sum(map(len, parts.values())),
-        train_bytes=sizes["train"],
-        valid_bytes=sizes["valid"],
-    )
+    about = {
+        "description": description,
+        "num_documents": sum(map(len, parts.values())),
+        "train_bytes": sizes["train"],
+        "valid_bytes": sizes["valid"],
+    }
+    corpus = PythonCorpus(folder=folder, **about)
+    for path, text in (
+        (corpus.train, "".join(parts["train"])),
+        (corpus.valid, "".join(parts["valid"])),
+        (folder / ABOUT, json.dumps(about, indent=2) + "\n"),  # last: it says that all is there
+    ):
+        write_atomic(path, partial(_write, text))
+    return corpus
 
 
 def is_held_out(name: str) -> bool:
@@ -161,6 +186,5 @@ def _python_text(path: Path) -> str:
         return ""
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        yield from file
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")

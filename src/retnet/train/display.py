@@ -87,8 +87,8 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        # No markup, no wrapping: texts and paths are shown as they are.
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Texts and paths are shown as they are.
+        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def preparing(self) -> Iterator[Report]:

@@ -1,0 +1,46 @@
+"""Measure speed, memory and agreement, each result as a line of JSON.
+
+NAME is one of
+  ops     retention alone: its forms, and torchscale's code beside it
+  train   a whole training step, likewise
+  forms   how far the forms of a model disagree, in three precisions
+  decode  time and memory of a token after ever longer texts
+
+Example: retnet bench forms --quick
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from retnet.cli.options import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See the module."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """What to measure."""
+    quick: FlagCreatePairsOff[bool] = False
+    """Toy sizes, to see that everything works."""
+    checkpoint: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Measure this model; for forms and decode."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("benchmarks/results")
+    """Where results are added."""
+    page: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Then write the tables of this Markdown page again."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Run `retnet bench`."""
+    options = parse(Options, "bench", words, __doc__ or "")
+
+    from retnet.bench import show_bench, update_docs
+
+    show_bench(options.name, out=options.out, quick=options.quick, checkpoint=options.checkpoint)
+    if options.page is not None:
+        update_docs(options.page, options.out)

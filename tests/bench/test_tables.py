@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+
+from retnet.bench.decode_plot import plot_decode
+from retnet.bench.machine import Provenance
+from retnet.bench.record import Gate, Record, Recorder
+from retnet.bench.tables import TABLES, decode_table, ops_table, train_table, update_docs
+from retnet.bench.timing import Spread
+
+SOURCE = Provenance(
+    device="A CPU, 2 cores",
+    threads=2,
+    torch="2.13.0",
+    python="3.11.7",
+    commit="abc1234",
+    dirty=False,
+)
+PASSED = Gate(True, "right")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def one(value: float) -> Spread:
+    return Spread(value, 0.9 * value, 1.1 * value, 5)
+
+
+def fill(folder: Path, *, quick: bool = False) -> list[Record]:
+    """Made-up results of every bench, in an order that no table has."""
+    made = Recorder(folder, SOURCE, quick=quick)
+    for dtype in ("bfloat16", "float32"):
+        shape = {"B": 1, "H": 2, "D_k": 256, "D_v": 512, "T": 2048, "dtype": dtype}
+        for by, form in (("torchscale 0.3.0", "chunkwise"), ("retnet", "chunkwise")):
+            metrics = {
+                "fwd_ms": one(10.0),
+                "fwd_gflops": one(400.0),
+                "fwd_share_of_matmul": one(0.5),
+            }
+            if by != "retnet":
+                metrics["fwd_time_over_retnet"] = one(1.5)
+            made.add("op/retention", {**shape, "by": by, "form": form}, metrics, PASSED)
+    for T in (8192, 2048):
+        case = {"parameters": 18_900_000, "B": 1, "T": T, "precision": "float32", "by": "retnet"}
+        metrics = {"tokens_per_s": one(1e4), "peak_mib": one(900), "peak_over_start_mib": one(700)}
+        made.add("train_step", case, metrics, PASSED)
+    for form in ("chunkwise", "parallel", "recurrent"):
+        case = {"model": "small-4m", "gain": 8, "dtype": "float32", "form": form}
+        metrics = {"max_abs": one(1e-6), "relative": one(1e-5), "apart": one(2e-6)}
+        made.add("forms", case, metrics, PASSED)
+    for context in (100_000, 1000):
+        case = {
+            "model": "fresh",
+            "parameters": 18_900_000,
+            "num_layers": 4,
+            "d_model": 512,
+            "dtype": "float32",
+            "context": context,
+        }
+        metrics = {
+            "token_ms": one(4.0),
+            "state_bytes": one(2.0**22),
+            "process_mib": one(300),
+            "prefill_tokens_per_s": one(5000),
+        }
+        made.add("decode", case, metrics, PASSED)
+    metrics = {"float32/matmul_gflops": one(200), "copy_gb_per_s": one(10)}
+    made.add("machine", {"width": 2048}, metrics, PASSED)
+    return made.records
+
+
+def test_ops_table_has_torchscale_right_below_ours(tmp_path: Path) -> None:
+    table = ops_table(fill(tmp_path))
+    assert [row[:2] for row in table.rows] == [
+        ("float32, fwd", "retnet, chunkwise"),
+        ("float32, fwd", "torchscale 0.3.0, chunkwise"),
+        ("bfloat16, fwd", "retnet, chunkwise"),
+        ("bfloat16, fwd", "torchscale 0.3.0, chunkwise"),
+    ]
+    assert table.rows[1][2:] == ("10 (9-11)", "400", "50%", "1.50 (1.35-1.65)")
+
+
+def test_captions_say_what_all_rows_share_and_where_they_were_measured(tmp_path: Path) -> None:
+    records = fill(tmp_path)
+    day = records[0].utc[:10]
+    assert ops_table(records).caption == (
+        "B 1, H 2, D_k 256, D_v 512, T 2,048. A CPU, 2 cores, 2 threads, torch 2.13.0, "
+        f"Python 3.11.7; commit abc1234; {day}. Medians; in brackets the middle three fifths."
+    )
+    assert [row[0] for row in train_table(records).rows] == [
+        "T 2,048, float32",
+        "T 8,192, float32",
+    ]
+
+
+def test_decode_table_computes_the_cache_beside_the_measured_state(tmp_path: Path) -> None:
+    rows = decode_table(fill(tmp_path)).rows
+    assert [row[:4] for row in rows] == [
+        ("1,000", "4 (3.6-4.4)", "4", "7.81"),
+        ("100,000", "4 (3.6-4.4)", "4", "781"),
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_rectangular_and_do_not_depend_on_the_order_of_cases(
+    name: str, tmp_path: Path
+) -> None:
+    records = fill(tmp_path)
+    table = TABLES[name](records)
+    assert table.rows
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert table == TABLES[name](list(reversed(records)))
+    assert table.markdown().count("\n| ") == len(table.rows) + 1
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_nothing_are_empty(name: str) -> None:
+    assert TABLES[name]([]).rows == []
+
+
+def page(folder: Path, name: str = "ops") -> Path:
+    path = folder / "page.md"
+    path.write_text(f"# Speed\n<!-- begin: {name} -->\nold\n<!-- end -->\nafter\n")
+    return path
+
+
+def test_docs_get_the_table_between_their_markers_once(tmp_path: Path) -> None:
+    table = ops_table(fill(tmp_path / "results"))
+    path = page(tmp_path)
+    assert update_docs(path, tmp_path / "results")
+    text = path.read_text()
+    assert text == (f"# Speed\n<!-- begin: ops -->\n\n{table.markdown()}\n<!-- end -->\nafter\n")
+    assert not update_docs(path, tmp_path / "results")
+    assert path.read_text() == text
+
+
+def test_docs_do_not_show_quick_runs(tmp_path: Path) -> None:
+    fill(tmp_path / "results", quick=True)
+    path = page(tmp_path)
+    update_docs(path, tmp_path / "results")
+    assert "No results yet: `retnet bench ops`." in path.read_text()
+
+
+def test_an_unknown_marker_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='no table "op"; name one of ops, train, forms'):
+        update_docs(page(tmp_path, "op"), tmp_path)
+
+
+def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("# Speed\n<!-- begin: ops -->\nno end\n")
+    with pytest.raises(ValueError, match="has no <!-- begin: NAME --> line with an <!-- end -->"):
+        update_docs(path, tmp_path)
+
+
+def test_decoding_is_drawn_from_records(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'retnet[plot]'")
+    path = tmp_path / "decode.png"
+    plot_decode(fill(tmp_path), path)
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'retnet[plot]'")
+    with pytest.raises(ValueError, match=r"no decode records to draw decode\.png from"):
+        plot_decode([], tmp_path / "decode.png")

@@ -1,0 +1,136 @@
+import builtins
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from retnet.cli.chat import GREETING
+from retnet.cli.status import OK
+from retnet.hub import load
+from retnet.model.generation import Session
+from retnet.model.sampling import Sampling
+
+Run = Callable[..., tuple[int, str, str]]
+Type = Callable[..., None]
+
+
+@pytest.fixture
+def typing(monkeypatch: pytest.MonkeyPatch) -> Type:
+    """Say what the user types; an exception stands for a key that raises it, and the end is Ctrl-D."""
+
+    def plan(*lines: str | type[BaseException]) -> None:
+        coming: Iterator[str | type[BaseException]] = iter(lines)
+
+        def answer(_: str = "") -> str:
+            line = next(coming, EOFError)
+            if isinstance(line, str):
+                return line
+            raise line
+
+        monkeypatch.setattr(builtins, "input", answer)
+
+    return plan
+
+
+@pytest.fixture
+def chat(run: Run, checkpoint: Path) -> Callable[[], str]:
+    """Chat as planned; what the model and the program say after the greeting."""
+
+    def call() -> str:
+        status, out, _ = run("chat", checkpoint, "--max-tokens", 12, "--seed", 5)
+        assert status == OK
+        assert out.startswith(GREETING + "\n")
+        return out.removeprefix(GREETING + "\n")
+
+    return call
+
+
+def session(checkpoint: Path, *turns: str) -> str:
+    text = Session(*load(checkpoint))
+    sampling = Sampling(temperature=0.8, top_p=0.95, seed=5)
+    return "".join(
+        "".join(text.send(turn, max_tokens=12, sampling=sampling)) + "\n" for turn in turns
+    )
+
+
+def test_turns_are_those_of_one_session(
+    chat: Callable[[], str], typing: Type, checkpoint: Path
+) -> None:
+    typing("Once", " upon", "", "/quit")
+    assert chat() == session(checkpoint, "Once", " upon", "")
+
+
+def test_a_backslash_at_the_end_is_a_line_break(
+    chat: Callable[[], str], typing: Type, checkpoint: Path
+) -> None:
+    typing("one\\", "two", "/quit")
+    assert chat() == session(checkpoint, "one\ntwo")
+
+
+def test_reset_begins_a_new_text(chat: Callable[[], str], typing: Type, checkpoint: Path) -> None:
+    typing("Once", "/reset", "Once", "/quit")
+    first, *others, again = chat().partition("a new text begins\n")
+    assert others == ["a new text begins\n"]
+    assert first == again == session(checkpoint, "Once")
+
+
+def test_ctrl_d_leaves(chat: Callable[[], str], typing: Type) -> None:
+    typing()
+    assert chat() == "\n"
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(
+    chat: Callable[[], str], typing: Type, checkpoint: Path
+) -> None:
+    typing("lost\\", KeyboardInterrupt, "kept", "/quit")
+    assert chat() == session(checkpoint, "kept")
+
+
+def test_ctrl_c_stops_the_reply_and_the_text_goes_on(
+    chat: Callable[[], str], typing: Type, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def show(piece: str) -> None:
+        if len(shown) == 3:
+            shown.append("")
+            raise KeyboardInterrupt
+        shown.append(piece)
+
+    monkeypatch.setattr("retnet.cli.chat.show_piece", show)
+    typing("Once", "and", "/stats", "/quit")
+    out = chat()
+    assert out.startswith(" [stopped]\n")
+    assert len(shown) > 4
+    assert "text so far: " in out
+
+
+def test_stats_tell_the_length_and_a_state_that_does_not_grow(
+    chat: Callable[[], str], typing: Type
+) -> None:
+    typing("/stats", "a", "/stats", "bc", "/stats", "/quit")
+    out = chat()
+    assert out.startswith("nothing was written yet\n")
+    # BOS, the prompt, and 11 of the 12 tokens: the last is read when the text goes on
+    assert "text so far: 13 tokens\nlast turn: 12 tokens, " in out
+    assert "text so far: 27 tokens\nlast turn: 12 tokens, " in out
+    assert (
+        len({line.partition(", state ")[2] for line in out.splitlines() if ", state " in line}) == 1
+    )
+
+
+def test_an_unknown_command_is_not_sent_to_the_model(chat: Callable[[], str], typing: Type) -> None:
+    typing("/save", "/help", "/quit")
+    out = chat()
+    assert out.startswith('"/save" is no command; the commands are /help, /reset, /stats and /quit')
+    assert "/reset  begin a new text" in out
+
+
+def test_text_that_is_not_unicode_is_refused_and_the_chat_goes_on(
+    run: Run, typing: Type, checkpoint: Path
+) -> None:
+    typing("\udcff", "/stats", "fine", "/quit")
+    status, out, err = run("chat", checkpoint, "--max-tokens", 12, "--seed", 5)
+    assert status == OK
+    assert err.startswith("error: ")
+    assert out.endswith(session(checkpoint, "fine"))

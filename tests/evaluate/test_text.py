@@ -1,0 +1,113 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from retnet.data import Tokenizer
+from retnet.evaluate import read_files, score_files, score_stream
+from retnet.hub import from_dict
+from retnet.model import Decoder, DecoderConfig, preset
+
+TEXTS = ("Was it a car\nor a cat I saw?", "Füße", "a" * 700)
+
+
+@pytest.fixture
+def model() -> Decoder:
+    layer = {
+        "mixer": {"name": "retention", "num_heads": 2},
+        "channel": {"name": "glu", "width": 8},
+    }
+    config = from_dict(DecoderConfig, {"d_model": 16, "layers": [layer], "vocab_size": 257})
+    return Decoder(config).eval()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.txt" for number in range(len(TEXTS))]
+    for path, text in zip(paths, TEXTS, strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+@torch.inference_mode()
+def nats_of_document(model: Decoder, ids: list[int], next_bos: list[int]) -> float:
+    """Each document alone, all at once, with the start of the next as its end."""
+    logits, _ = model(torch.tensor([ids]), form="parallel")
+    targets = torch.tensor([*ids[1:], *next_bos])
+    return F.cross_entropy(logits[0, : len(targets)], targets, reduction="sum").item()
+
+
+def test_carried_score_is_that_of_each_document_read_at_once(
+    model: Decoder, files: list[Path]
+) -> None:
+    tokenizer = Tokenizer.bytes()
+    bos = tokenizer.bos_id
+    documents = [[bos, *text.encode()] for text in TEXTS]
+    expected = sum(
+        nats_of_document(model, ids, [bos] if number < len(TEXTS) - 1 else [])
+        for number, ids in enumerate(documents)
+    )
+    score = score_files(model, tokenizer, files)
+    assert score.num_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert score.num_tokens == sum(map(len, documents)) - 1
+    assert math.isclose(score.nats, expected, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("seq_len", [None, 7])
+def test_batch_size_does_not_change_the_score(
+    model: Decoder, files: list[Path], seq_len: int | None
+) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    one, many = (score_stream(model, stream, seq_len=seq_len, batch_size=b) for b in (1, 5))
+    assert one.num_tokens == many.num_tokens
+    assert math.isclose(one.nats, many.nats, rel_tol=1e-5)
+
+
+def test_a_window_longer_than_the_text_scores_it_as_carried(
+    model: Decoder, files: list[Path]
+) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    carried, windowed = score_stream(model, stream), score_stream(model, stream, seq_len=2000)
+    assert math.isclose(carried.nats, windowed.nats, rel_tol=1e-5)
+
+
+def test_windows_forget(model: Decoder, files: list[Path]) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    carried, windowed = score_stream(model, stream), score_stream(model, stream, seq_len=4)
+    assert carried.num_tokens == windowed.num_tokens
+    assert not math.isclose(carried.nats, windowed.nats, rel_tol=1e-4)
+
+
+def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary(files: list[Path]) -> None:
+    model = Decoder(preset("small-1m", vocab_size=257))
+    torch.nn.init.zeros_(model.embed_tokens.weight)  # the head is tied to it
+    score = score_files(model, Tokenizer.bytes(), files[:1])
+    assert math.isclose(score.perplexity, 257, rel_tol=1e-5)
+    assert math.isclose(score.bits_per_byte, math.log2(257), rel_tol=1e-5)
+
+
+def test_progress_goes_from_nothing_to_all(model: Decoder, files: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    stream = read_files(Tokenizer.bytes(), files)
+    score = score_stream(model, stream, progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (0, score.num_tokens)
+    assert told[-1] == (score.num_tokens, score.num_tokens)
+    assert told == sorted(told)
+
+
+def test_a_file_that_is_not_there_is_named(model: Decoder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.txt does not exist; give text files"):
+        score_files(model, Tokenizer.bytes(), [tmp_path / "nowhere.txt"])
+
+
+def test_no_files_are_refused(model: Decoder) -> None:
+    with pytest.raises(ValueError, match="there is no file to read"):
+        score_files(model, Tokenizer.bytes(), [])
+
+
+def test_a_window_of_nothing_is_refused(model: Decoder, files: list[Path]) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    with pytest.raises(ValueError, match=r"seq_len \(0\) must be at least 1"):
+        score_stream(model, stream, seq_len=0)
