@@ -48,7 +48,7 @@ def test_peak_memory_of_a_process_is_not_its_parents() -> None:
     code = "from retnet.bench.machine import peak_mib; print(peak_mib())"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert held.sum() > 0
-    assert 1 < float(child.stdout) < 512 < peak_mib()
+    assert 1 < float(child.stdout) < peak_mib() - 256
 
 
 def test_resident_memory_grows_with_what_is_held() -> None:

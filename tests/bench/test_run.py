@@ -49,6 +49,7 @@ def our_decoder(**_settings: Any) -> nn.Module:
 @pytest.fixture
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "torchscale_retention", absent)
+    monkeypatch.setattr(train_step, "torchscale_version", absent)
     monkeypatch.setattr(trainees, "torchscale_decoder", absent)
     monkeypatch.setattr(train_step, "peak_of", lambda *_: Peak(100.0, 150.0))
 
@@ -73,12 +74,8 @@ def test_every_bench_runs_and_records_what_it_shows(name: str, tmp_path: Path) -
     assert sorted(map(repr, read_records(tmp_path))) == sorted(map(repr, result.records))
     assert [done for _, done, _ in told] == list(range(len(told)))
     assert {total for _, _, total in told} == {len(told) - 1}
-    missing = (
-        []
-        if name in ("forms", "decode")
-        else [str(PeerMissing("torchscale", "is not installed", INSTALL))]
-    )
-    assert result.skipped == missing
+    missing = PeerMissing("torchscale", "is not installed", INSTALL)
+    assert result.skipped == ([] if name in ("forms", "decode") else [str(missing)])
 
 
 @pytest.mark.usefixtures("_with_peer")

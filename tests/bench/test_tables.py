@@ -1,6 +1,8 @@
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from retnet.bench.decode_plot import plot_decode
 from retnet.bench.machine import Provenance
@@ -31,7 +33,7 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
         shape = {"B": 1, "H": 2, "D_k": 256, "D_v": 512, "T": 2048, "dtype": dtype}
         for by, form in (("torchscale 0.3.0", "chunkwise"), ("retnet", "chunkwise")):
             metrics = {
-                "fwd_ms": one(10.0),
+                "fwd_ms": one(1234.5),
                 "fwd_gflops": one(400.0),
                 "fwd_share_of_matmul": one(0.5),
             }
@@ -40,7 +42,11 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
             made.add("op/retention", {**shape, "by": by, "form": form}, metrics, PASSED)
     for T in (8192, 2048):
         case = {"parameters": 18_900_000, "B": 1, "T": T, "precision": "float32", "by": "retnet"}
-        metrics = {"tokens_per_s": one(1e4), "peak_mib": one(900), "peak_over_start_mib": one(700)}
+        metrics = {
+            "tokens_per_s": one(12345.0),
+            "peak_mib": one(900.0),
+            "peak_over_start_mib": one(700.0),
+        }
         made.add("train_step", case, metrics, PASSED)
     for form in ("chunkwise", "parallel", "recurrent"):
         case = {"model": "small-4m", "gain": 8, "dtype": "float32", "form": form}
@@ -58,11 +64,11 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
         metrics = {
             "token_ms": one(4.0),
             "state_bytes": one(2.0**22),
-            "process_mib": one(300),
-            "prefill_tokens_per_s": one(5000),
+            "process_mib": one(300.0),
+            "prefill_tokens_per_s": one(5000.0),
         }
         made.add("decode", case, metrics, PASSED)
-    metrics = {"float32/matmul_gflops": one(200), "copy_gb_per_s": one(10)}
+    metrics = {"float32/matmul_gflops": one(200.0), "copy_gb_per_s": one(10.0)}
     made.add("machine", {"width": 2048}, metrics, PASSED)
     return made.records
 
@@ -75,7 +81,7 @@ def test_ops_table_has_torchscale_right_below_ours(tmp_path: Path) -> None:
         ("bfloat16, fwd", "retnet, chunkwise"),
         ("bfloat16, fwd", "torchscale 0.3.0, chunkwise"),
     ]
-    assert table.rows[1][2:] == ("10 (9-11)", "400", "50%", "1.50 (1.35-1.65)")
+    assert table.rows[1][2:] == ("1,234 (1,111-1,358)", "400", "50%", "1.50 (1.35-1.65)")
 
 
 def test_captions_say_what_all_rows_share_and_where_they_were_measured(tmp_path: Path) -> None:
@@ -162,3 +168,13 @@ def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'retnet[plot]'")
     with pytest.raises(ValueError, match=r"no decode records to draw decode\.png from"):
         plot_decode([], tmp_path / "decode.png")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_narrow_terminal_cuts_no_number_in_two(name: str, tmp_path: Path) -> None:
+    table = TABLES[name](fill(tmp_path))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table.rich())
+    shown = console.export_text().split()
+    words = {word for row in table.rows for cell in row for word in cell.split()}
+    assert not words - {*shown}

@@ -1,5 +1,6 @@
 import builtins
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from retnet.model.sampling import Sampling
 Run = Callable[..., tuple[int, str, str]]
 Type = Callable[..., None]
 
+SAMPLING = Sampling(temperature=0.8, top_p=0.95, seed=7)
+
 
 @pytest.fixture
 def typing(monkeypatch: pytest.MonkeyPatch) -> Type:
-    """Say what the user types; an exception stands for a key that raises it, and the end is Ctrl-D."""
+    """Say what the user types: lines, exceptions that keys raise, and Ctrl-D at the end."""
 
     def plan(*lines: str | type[BaseException]) -> None:
         coming: Iterator[str | type[BaseException]] = iter(lines)
@@ -37,7 +40,7 @@ def chat(run: Run, checkpoint: Path) -> Callable[[], str]:
     """Chat as planned; what the model and the program say after the greeting."""
 
     def call() -> str:
-        status, out, _ = run("chat", checkpoint, "--max-tokens", 12, "--seed", 5)
+        status, out, _ = run("chat", checkpoint, "--max-tokens", 12, "--seed", 7)
         assert status == OK
         assert out.startswith(GREETING + "\n")
         return out.removeprefix(GREETING + "\n")
@@ -47,9 +50,8 @@ def chat(run: Run, checkpoint: Path) -> Callable[[], str]:
 
 def session(checkpoint: Path, *turns: str) -> str:
     text = Session(*load(checkpoint))
-    sampling = Sampling(temperature=0.8, top_p=0.95, seed=5)
     return "".join(
-        "".join(text.send(turn, max_tokens=12, sampling=sampling)) + "\n" for turn in turns
+        "".join(text.send(turn, max_tokens=12, sampling=SAMPLING)) + "\n" for turn in turns
     )
 
 
@@ -92,17 +94,24 @@ def test_ctrl_c_stops_the_reply_and_the_text_goes_on(
     shown: list[str] = []
 
     def show(piece: str) -> None:
-        if len(shown) == 3:
-            shown.append("")
-            raise KeyboardInterrupt
         shown.append(piece)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("retnet.cli.chat.show_piece", show)
-    typing("Once", "and", "/stats", "/quit")
-    out = chat()
-    assert out.startswith(" [stopped]\n")
-    assert len(shown) > 4
-    assert "text so far: " in out
+    typing("Once", " more", "/quit")
+    assert chat() == " [stopped]\n\n"
+    text = Session(*load(checkpoint))
+    first = list(islice(text.send("Once", max_tokens=12, sampling=SAMPLING), 3))
+    assert shown == first + list(text.send(" more", max_tokens=12, sampling=SAMPLING))
+
+
+def test_a_text_that_ends_is_said_to_end(
+    chat: Callable[[], str], typing: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "send", lambda *_, **__: iter(()))
+    typing("The end.", "/quit")
+    assert chat() == "[here the model ends the text]\n"
 
 
 def test_stats_tell_the_length_and_a_state_that_does_not_grow(
@@ -130,7 +139,7 @@ def test_text_that_is_not_unicode_is_refused_and_the_chat_goes_on(
     run: Run, typing: Type, checkpoint: Path
 ) -> None:
     typing("\udcff", "/stats", "fine", "/quit")
-    status, out, err = run("chat", checkpoint, "--max-tokens", 12, "--seed", 5)
+    status, out, err = run("chat", checkpoint, "--max-tokens", 12, "--seed", 7)
     assert status == OK
     assert err.startswith("error: ")
     assert out.endswith(session(checkpoint, "fine"))

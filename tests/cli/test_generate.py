@@ -42,7 +42,7 @@ def test_every_setting_reaches_the_library(run: Run, checkpoint: Path) -> None:
         "presence_penalty": 0.3,
     }
     [completion] = library(checkpoint, "x", **settings)
-    words = [w for k, v in settings.items() for w in (f"--{k.replace('_', '-')}", v)]
+    words: list[object] = [w for k, v in settings.items() for w in (f"--{k.replace('_', '-')}", v)]
     _, out, _ = run(
         "generate", checkpoint, "--prompt", "x", "--max-tokens", 40, "--seed", 3, *words
     )

@@ -101,7 +101,7 @@ def test_version_is_the_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     assert run("--version") == (OK, "retnet 1.2.3 of retnet\n", "")
 
 
-def test_module_runs_as_the_command(checkpoint: Path) -> None:
+def test_module_runs_as_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "retnet", "trian"], capture_output=True, text=True, check=False
     )

@@ -148,7 +148,10 @@ def test_a_decay_that_grows_or_makes_no_sense_is_refused(decay: str) -> None:
     [
         ({"num_heads": 0}, r"num_heads \(0\) must be at least 1"),
         ({"num_heads": 5}, r"key_width \(12\) must be a multiple of num_heads \(5\); change one"),
-        ({"num_heads": 3, "value_width": 10}, r"value_width \(10\) must be a multiple of num_heads"),
+        (
+            {"num_heads": 3, "value_width": 10},
+            r"value_width \(10\) must be a multiple of num_heads",
+        ),
         (
             {"num_heads": 4},
             r'key_width / num_heads \(3\) must be even.*change one of them or set theta = "none"',
@@ -193,12 +196,13 @@ def test_the_row_normaliser_falls_back_to_scaled_where_it_cannot_be_had_and_says
             for form in cast(tuple[Form, ...], ("recurrent", "chunkwise")):
                 got, _ = official(x, None, layout, form)
                 torch.testing.assert_close(got, scaled(x, None, layout, form)[0])
+    recurrent = scaled(x, None, layout, "recurrent")[0]
     assert [record.message for record in caplog.records] == [
         f'score_norm "{score_norm}" needs the parallel form of a whole sequence; '
         'this call uses "scaled", as the official recurrent form does'
     ]
     parallel, _ = official(x, None, layout, "parallel")
-    assert (parallel - got).abs().max() > 1e-3
+    assert (parallel - recurrent).abs().max() > 1e-3
     torch.testing.assert_close(official(x, None, layout, "auto")[0], parallel)
 
 

@@ -16,7 +16,8 @@ FORMS = ("parallel", "recurrent", "chunkwise")
 
 def config(retention: dict[str, Any] | None = None, **changes: Any) -> DecoderConfig:
     """Two layers of four heads; `retention` changes the mixer and the rest the decoder."""
-    mixer = RetentionConfig(**({"num_heads": 4, "value_width": 24} | (retention or {})))
+    fields: dict[str, Any] = {"num_heads": 4, "value_width": 24} | (retention or {})
+    mixer = RetentionConfig(**fields)
     layers = (
         LayerConfig(mixer=mixer, channel=GLUConfig(width=20)),
         LayerConfig(mixer=mixer, channel=FFNConfig(width=24, inner_norm=True)),
@@ -46,6 +47,14 @@ def decoder(
 
 def tokens(B: int, T: int, vocab_size: int = V, seed: int = 1) -> Tensor:
     return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def empty_state(model: Decoder, B: int, position: int) -> DecoderState:
+    """A state that has seen nothing, at a position of choice."""
+    valid = torch.zeros(B, 1, dtype=torch.bool)
+    with torch.no_grad():
+        _, state = model(tokens(B, 1), valid=valid)
+    return state._replace(position=torch.full_like(state.position, position))
 
 
 def leaves(state: DecoderState) -> list[Tensor]:

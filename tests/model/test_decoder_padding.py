@@ -1,13 +1,14 @@
 """Padding, packing and batching never change a row's numbers."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.small import FORMS, V, close, config, decoder, leaves, tokens
+from model.small import FORMS, close, config, decoder, leaves, tokens
 from retnet.model import Decoder, DecoderState, concat_rows, select_rows
 from retnet.types import Form
 
@@ -115,9 +116,7 @@ def test_padding_may_follow_a_state(form: Form) -> None:
     with torch.no_grad():
         states = [model(tokens(1, n, seed=n))[1] for n in (3, 7, 1, 12, 2)]
         got = model(text, concat_rows(states), valid=valid, form=form)
-        alone = (
-            model(text[row : row + 1, valid[row]], states[row], form=form) for row in range(5)
-        )
+        alone = (model(text[row : row + 1, valid[row]], states[row], form=form) for row in range(5))
         assert_rows_equal(got, valid, alone)
 
 
@@ -148,7 +147,7 @@ def test_padding_is_harmless_without_epsilon_too() -> None:
 
 def documents(model: Decoder, text: Tensor, cuts: list[int], form: Form) -> Iterator[Tensor]:
     edges = sorted({0, *cuts, text.shape[1]})
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         yield model(text[:, begin:end], form=form)[0]
 
 
@@ -193,4 +192,3 @@ def test_every_row_may_be_padded_and_packed_in_its_own_way() -> None:
                 kept = text[row : row + 1, at]
                 want, _ = model(kept, starts=starts[row : row + 1, at], form="recurrent")
                 close(got[row, at], want[0])
-    assert V > text.max()

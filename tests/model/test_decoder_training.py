@@ -89,7 +89,7 @@ def test_two_draws_differ_and_a_seed_repeats_one() -> None:
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.4}, {"drop_path": 0.6}], ids=str)
 def test_dropout_and_drop_path_act_in_training_only(changes: dict[str, float]) -> None:
-    plain, model, text = decoder(), decoder(config(**changes)), tokens(8, 9)
+    plain, model, text = decoder(), decoder(replace(config(), **changes)), tokens(8, 9)
     with torch.no_grad():
         close(model(text)[0], plain(text)[0])
         model.train()
@@ -214,7 +214,7 @@ def test_embed_scale_multiplies_by_the_root_of_the_width_before_the_norm() -> No
         close(scaled(text)[0], plain(text)[0])
         normed = decoder(config(embed_norm=True, embed_scale=True))
         seen: list[torch.Tensor] = []
-        normed.embed_norm.register_forward_hook(lambda _, args, out: seen.extend((args[0], out)))
+        normed.embed_norm.register_forward_hook(lambda _, args, out: seen.extend((args[0], out)))  # type: ignore[arg-type]
         normed(text)
     close(seen[0], 4 * normed.embed_tokens(text))
     close(seen[1].square().mean(-1), (normed.embed_norm.weight**2).mean().expand(2, 5), 1.0)  # type: ignore[operator]

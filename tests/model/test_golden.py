@@ -159,7 +159,9 @@ def test_what_enters_and_leaves_a_retention_layer_agrees(name: str) -> None:
     file, model = golden(name), decoder(name, rule, torch.float32)
     seen: dict[str, Tensor] = {}
     module = model.layers[1].branches[0]  # type: ignore[union-attr,index]
-    module.register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out[0]))
+    module.register_forward_hook(  # type: ignore[union-attr]
+        lambda _, args, out: seen.update(x=args[0], y=out[0])
+    )
     with torch.no_grad():
         model.hidden(file.tokens(), form="parallel")
     file.assert_agrees(seen["x"], "ret1_x")

@@ -1,6 +1,7 @@
 """Scores: sums of negative log-likelihood, over the targets that count."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -60,10 +61,7 @@ def test_segments_with_a_carried_state_score_as_one_text() -> None:
     with torch.no_grad():
         whole = score(model, inputs, targets, starts=starts)
     cuts = [0, 1, 10, 20, 39, 40]
-    batches = [
-        (inputs[:, a:b], targets[:, a:b], starts[:, a:b])
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    batches = [(inputs[:, a:b], targets[:, a:b], starts[:, a:b]) for a, b in pairwise(cuts)]
     nats, count = total_nats(model, batches, carry_state=True)
     assert count == whole.num_tokens == 80
     assert nats == pytest.approx(whole.nats.item(), rel=1e-5)

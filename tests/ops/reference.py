@@ -1,5 +1,6 @@
 """Retention as its definition says it, one row and one token at a time, in float64."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,11 @@ class Case(NamedTuple):
             f"log_decay={self.log_decay.tolist()}, state={self.state is not None}, {masks})"
         )
 
+    def with_inputs(self, qkv: Sequence[Tensor]) -> "Case":
+        """The same case with other q, k, v."""
+        q, k, v = qkv
+        return self._replace(q=q, k=k, v=v)
+
     def layout(self) -> Layout | None:
         if self.valid is None and self.starts is None:
             return None
@@ -35,12 +41,8 @@ class Case(NamedTuple):
 
     def double(self) -> "Case":
         """The same numbers, as rounded by their dtype, in float64."""
-        return Case(
-            *(x.double() for x in self[:4]),
-            None if self.state is None else self.state.double(),
-            self.valid,
-            self.starts,
-        )
+        state = None if self.state is None else self.state.double()
+        return self.with_inputs([x.double() for x in self[:3]])._replace(state=state)
 
 
 def random_case(

@@ -34,9 +34,7 @@ def slow_positions(
 def arguments(draw: st.DrawFn) -> tuple[int, int, Tensor | None, Tensor | None, Tensor | None]:
     B, T = draw(st.integers(1, 4)), draw(st.integers(1, 12))
     bits = st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=B, max_size=B)
-    valid, starts = (
-        torch.tensor(draw(bits)) if draw(st.booleans()) else None for _ in range(2)
-    )
+    valid, starts = (torch.tensor(draw(bits)) if draw(st.booleans()) else None for _ in range(2))
     counts = st.lists(st.integers(0, 2**40), min_size=B, max_size=B)
     position = torch.tensor(draw(counts)) if draw(st.booleans()) else None
     return B, T, position, valid, starts
@@ -115,4 +113,4 @@ def test_a_mask_of_another_shape_is_refused(name: str) -> None:
     mask = torch.ones(2, 4, dtype=torch.bool)
     message = rf"{name} has shape \(2, 4\); it must be \(B, T\) = \(2, 5\), one flag"
     with pytest.raises(ValueError, match=message):
-        Layout.of(2, 5, **{name: mask})
+        Layout.of(2, 5, **{name: mask})  # type: ignore[arg-type]

@@ -88,3 +88,28 @@ def test_texts_are_shown_as_they_are():
     assert file.getvalue() == (
         "step 3 writes:\n  | a [bold]b[/] :smile: " + "x" * 200 + "\n  | next\n"
     )
+
+
+def test_an_empty_sample_is_said_to_be_empty():
+    display, file = make_display(terminal=False)
+    display.sample(3, "")
+    assert file.getvalue() == "step 3 writes nothing\n"
+
+
+def test_a_sample_cannot_command_the_terminal():
+    display, file = make_display(terminal=True)
+    display.sample(3, "a\x1b[2Jb")
+    assert "  | a\ufffd[2Jb" in file.getvalue()
+
+
+def test_a_slow_run_in_a_pipe_is_not_silent_for_long(monkeypatch):
+    display, file = make_display(terminal=False)
+    now = [0.0]
+    monkeypatch.setattr("retnet.train.display.time.monotonic", lambda: now[0])
+    with display.training(0, 100_000):
+        for step in range(1, 11):
+            now[0] += 30
+            display.step(step, 2.5, Pace(100))
+    assert [line.split("/")[0] for line in file.getvalue().splitlines()] == [
+        f"step {step}" for step in (1, 3, 5, 7, 9)
+    ]

@@ -18,7 +18,7 @@ from retnet.bench.machine import resident_mib
 from retnet.bench.record import GateFailed, Scalar
 from retnet.bench.session import Session
 from retnet.bench.timing import Spread, milliseconds, rates
-from retnet.hub import load
+from retnet.hub import load_checkpoint
 from retnet.model import Decoder, DecoderState, state_bytes
 from retnet.model.decoding import prefill
 
@@ -33,7 +33,7 @@ class Reached(NamedTuple):
         context: tokens read.
         state: after the last of them.
         prefill_tokens_per_s: since the mark before.
-        process_mib: memory that the process held here.
+        process_mib: memory that the process held here, without the states kept for later.
     """
 
     context: int
@@ -47,7 +47,7 @@ def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
     case = QUICK_DECODE if session.quick else DECODE
     session.plan(len(case.marks) + 2)
     session.begin("gate of decode")
-    model = _fresh(case) if checkpoint is None else load(checkpoint)[0]
+    model = _fresh(case) if checkpoint is None else load_checkpoint(checkpoint)[0]
     try:
         _measure(session, case, model.eval(), "fresh" if checkpoint is None else checkpoint.name)
     except GateFailed as error:
@@ -74,8 +74,8 @@ def _measure(session: Session, case: DecodeCase, model: Decoder, name: str) -> N
     for at, seconds in zip(reached, times, strict=True):
         metrics = {
             "token_ms": milliseconds(seconds),
-            "tokens_per_s": rates(1, seconds),
-            "state_bytes": Spread.of([state_bytes(at.state)]),
+            "tokens_per_s": rates(1.0, seconds),
+            "state_bytes": Spread.of([float(state_bytes(at.state))]),
             "process_mib": Spread.of([at.process_mib]),
             "prefill_tokens_per_s": Spread.of([at.prefill_tokens_per_s]),
         }
@@ -100,6 +100,7 @@ def read_to_marks(
     """
     random = torch.Generator().manual_seed(0)
     reached: list[Reached] = []
+    prefill(model, torch.zeros(1, 64, dtype=torch.int64))  # the first call allocates
     state, read = None, 0
     for mark in marks:
         tell(mark)
@@ -107,7 +108,8 @@ def read_to_marks(
         start = perf_counter()
         _, state = prefill(model, tokens, state)
         seconds = perf_counter() - start
-        reached.append(Reached(mark, state, (mark - read) / seconds, resident_mib()))
+        kept = sum(state_bytes(at.state) for at in reached) / 2**20
+        reached.append(Reached(mark, state, (mark - read) / seconds, resident_mib() - kept))
         read = mark
     return reached
 

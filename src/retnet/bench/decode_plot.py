@@ -33,7 +33,7 @@ def plot_decode(records: Iterable[Record], path: Path) -> None:
     if not records:
         raise ValueError(f"no decode records to draw {path.name} from; run `retnet bench decode`")
     found = pivot(records, "num_layers", "d_model", "context")
-    contexts = [int(context) for _, _, context in found]
+    contexts = [float(context) for _, _, context in found]
     caches = [key_value_cache_bytes(int(L), int(D), int(T)) / 2**20 for L, D, T in found]
     states = [metrics["state_bytes"].median / 2**20 for metrics in found.values()]
     times = [metrics["token_ms"] for metrics in found.values()]
@@ -64,14 +64,14 @@ def plot_decode(records: Iterable[Record], path: Path) -> None:
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def _title(contexts: list[int], first: float, last: float) -> str:
+def _title(contexts: list[float], first: float, last: float) -> str:
     return (
-        f"The token after {contexts[-1]:,} others takes {last / first:.2f} times as long "
-        f"as the one after {contexts[0]:,}"
+        f"The token after {contexts[-1]:,.0f} others takes {last / first:.2f} times as long "
+        f"as the one after {contexts[0]:,.0f}"
     )
 
 
-def _frame(axes: "Axes", title: str, contexts: list[int]) -> None:
+def _frame(axes: "Axes", title: str, contexts: list[float]) -> None:
     """Log axis of tokens with readable ticks, and no box."""
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("tokens read before")
@@ -105,5 +105,5 @@ def _footer(record: Record) -> str:
     )
 
 
-def _short(count: int) -> str:
-    return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
+def _short(count: float) -> str:
+    return f"{count / 1000:g}k" if count >= 1000 else f"{count:g}"

@@ -111,11 +111,19 @@ def show_bench(
         TimeElapsedColumn(),
     )
     # Drawn only between cases, not by a thread that would take its turns from what is timed.
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+    with Progress(
+        *columns,
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task(name, total=None)
 
         def tell(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total, refresh=True)
+            if not console.is_terminal:
+                console.print(f"{done}/{total} {what}", markup=False, highlight=False)
 
         result = run_bench(name, out=out, quick=quick, checkpoint=checkpoint, progress=tell)
     if result.table.rows:

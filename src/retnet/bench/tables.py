@@ -25,7 +25,7 @@ _ORDER = (
     ("retnet",),
     ("chunkwise", "parallel", "recurrent"),
 )
-_RANK = {name: rank for names in _ORDER for rank, name in enumerate(names)}
+_RANK = {name: float(rank) for names in _ORDER for rank, name in enumerate(names)}
 _BLOCK = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -58,9 +58,15 @@ class Table(NamedTuple):
             caption_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
+            collapse_padding=True,
         )
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
+            words = (word for row in self.rows for word in row[index].split())
+            table.add_column(
+                column,
+                justify="right" if index else "left",
+                min_width=max(map(len, words), default=0),  # a number cut in two misleads
+            )
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -147,7 +153,7 @@ def decode_table(records: Iterable[Record]) -> Table:
             (
                 _spread(metrics["token_ms"]),
                 mebibytes(metrics["state_bytes"].median),
-                mebibytes(key_value_cache_bytes(int(L), int(D), int(context))),
+                mebibytes(float(key_value_cache_bytes(int(L), int(D), int(context)))),
                 number(metrics["process_mib"].median),
                 number(metrics["prefill_tokens_per_s"].median),
             )
@@ -285,7 +291,8 @@ def _millions(count: Scalar) -> str:
 
 def _sortable(key: Key) -> tuple[tuple[int, float, str], ...]:
     """Numbers by size, known names by their rank, others after them by the alphabet."""
+    unranked = float(len(_RANK))
     return tuple(
-        (0, float(part), "") if not isinstance(part, str) else (1, _RANK.get(part, 9), part)
+        (1, _RANK.get(part, unranked), part) if isinstance(part, str) else (0, float(part), "")
         for part in key
     )

@@ -42,7 +42,7 @@ class Effort(NamedTuple):
     budget_s: float
 
 
-FULL = Effort(warmup=2, min_rounds=5, budget_s=15.0)
+FULL = Effort(warmup=1, min_rounds=5, budget_s=8.0)
 QUICK = Effort(warmup=1, min_rounds=3, budget_s=0.1)
 
 

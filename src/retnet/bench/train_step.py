@@ -36,13 +36,12 @@ def bench_train_step(case: TrainCase, session: Session) -> None:
     Raises:
         GateFailed: they do not, it does not, or the decoders differ in size.
     """
-    models = {OURS: build(OURS, case)}
+    models, names = {OURS: build(OURS, case)}, {OURS: OURS}
     try:
-        models[TORCHSCALE] = build(TORCHSCALE, case)
-        names = {OURS: OURS, TORCHSCALE: f"{TORCHSCALE} {torchscale_version()}"}
+        names |= {TORCHSCALE: f"{TORCHSCALE} {torchscale_version()}"}
+        models |= {TORCHSCALE: build(TORCHSCALE, case)}
     except PeerMissing as missing:
         session.skip(missing)
-        names = {OURS: OURS}
     gates = {who: _gate(who, model, case) for who, model in models.items()}
     for gate in gates.values():
         gate.require()
@@ -51,11 +50,11 @@ def bench_train_step(case: TrainCase, session: Session) -> None:
     steps = {who: training_step(model, case) for who, model in models.items()}
     seconds = alternate(steps, session.effort)
     del models, steps
-    for who in names:
+    for who in seconds:
         peak = peak_of(who, case)
         metrics = {
             "step_ms": milliseconds(seconds[who]),
-            "tokens_per_s": rates(case.B * case.T, seconds[who]),
+            "tokens_per_s": rates(float(case.B * case.T), seconds[who]),
             "peak_mib": Spread.of([peak.peak_mib]),
             "peak_over_start_mib": Spread.of([peak.peak_mib - peak.start_mib]),
         }

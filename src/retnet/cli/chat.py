@@ -100,7 +100,7 @@ class Chat:
 
     def _turn(self, typed: str) -> None:
         """Print the continuation as it comes; Ctrl-C ends it, and the text goes on from there."""
-        pace, before = Pace(), 0
+        pace, before, piece = Pace(), 0, ""
         try:
             pieces = self._session.send(
                 typed,
@@ -112,7 +112,7 @@ class Chat:
             for piece in pieces:
                 pace.begin()
                 show_piece(piece)
-            print()
+            print("" if piece else "[here the model ends the text]")
         except KeyboardInterrupt:
             print(" [stopped]")
         except ValueError as error:  # such as broken UTF-8; the text so far is not lost for it

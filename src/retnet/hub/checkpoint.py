@@ -112,17 +112,21 @@ def _read_config(folder: Path) -> DecoderConfig:
     path = folder / CONFIG
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder} has no {CONFIG}; give a checkpoint folder, such as one that "
             "`retnet train` or `retnet demo` wrote"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}; restore it from a backup") from None
-    if data.get("model_type") != MODEL_TYPE:
+    found = data.get("model_type") if isinstance(data, dict) else None
+    if found != MODEL_TYPE:
         raise ValueError(
-            f'{path} has model_type "{data.get("model_type")}"; it must be "{MODEL_TYPE}"'
+            f'{path} has model_type "{found}"; it must be "{MODEL_TYPE}": give a folder that '
+            "`retnet train` wrote"
         )
+    if not isinstance(data.get("decoder"), dict):
+        raise ValueError(f'{path} has no table "decoder"; restore it from a backup')
     return from_dict(DecoderConfig, data["decoder"], "decoder")
 
 

@@ -49,8 +49,9 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; give the path of a TOML file") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        found = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {found}; give the path of a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}; mend that line") from None
 

@@ -27,11 +27,11 @@ TORCHSCALE = {
 
 # name -> (d_model, layers, heads, value width, GLU width); sizes without embeddings
 SMALL = {
-    "small-1m": (128, 6, 2, 256, 384),
-    "small-4m": (256, 6, 4, 512, 512),
-    "small-16m": (512, 6, 4, 1024, 1024),
-    "small-50m": (768, 8, 6, 1536, 2048),
-    "small-125m": (1024, 12, 8, 2048, 2816),
+    "small-1m": (128, 4, 2, 256, 384),
+    "small-4m": (256, 4, 4, 512, 512),
+    "small-16m": (384, 7, 6, 768, 1024),
+    "small-50m": (640, 8, 10, 1280, 1792),
+    "small-125m": (896, 10, 14, 1792, 2432),
 }
 
 PRESETS = (

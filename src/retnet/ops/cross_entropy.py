@@ -48,7 +48,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h.split(rows), targets.split(rows), _split(d_h, h, rows), strict=True
         ):
             counts = (targets_c != IGNORED)[:, None]
-            places = targets_c[:, None].clamp(min=0)
+            places = targets_c[:, None].where(counts, 0)  # any other negative id must fail
             p = (h_c @ weight.mT).to(exact)  # rows V
             top = p.amax(-1, keepdim=True)
             p -= top

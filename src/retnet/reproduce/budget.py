@@ -10,13 +10,15 @@ from retnet.bench.trainees import training_step
 from retnet.model import Decoder, DecoderConfig
 from retnet.train import TrainSection
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
 EFFORT = Effort(warmup=1, min_rounds=2, budget_s=1.0)
 
 FEWEST_STEPS = 20
 MOST_STEPS = 4000
 
 
-def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[Precision, float]:
+def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[str, float]:
     """Seconds of a training step in each precision: a processor without matrix instructions for
     bfloat16 is slower with it, and no flag tells by how much.
 
@@ -24,7 +26,6 @@ def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[Precision, f
         model: the decoder, its vocab_size filled in.
         train: batch_size, seq_len and accumulate matter.
     """
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     cases = {
         precision: TrainCase(
             T=train.seq_len,
@@ -32,7 +33,7 @@ def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[Precision, f
             precision=precision,
             size=ModelSize(vocab_size=model.vocab_size),
         )
-        for precision in precisions
+        for precision in PRECISIONS
     }
     with torch.random.fork_rng(devices=[]):
         steps = {name: training_step(Decoder(model), case) for name, case in cases.items()}
@@ -41,7 +42,7 @@ def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[Precision, f
     return {name: train.accumulate * min(times[name]) for name in cases}
 
 
-def fit(train: TrainSection, seconds: float, cost: dict[Precision, float]) -> TrainSection:
+def fit(train: TrainSection, seconds: float, cost: dict[str, float]) -> TrainSection:
     """Take the faster precision, and as many steps as take `seconds`.
 
     Args:
@@ -54,7 +55,7 @@ def fit(train: TrainSection, seconds: float, cost: dict[Precision, float]) -> Tr
     """
     if not seconds > 0:
         raise ValueError(f"seconds ({seconds}) must be above 0; 85 make a two-minute demo")
-    precision: Precision = min(cost, key=lambda name: cost[name])
+    precision = min(PRECISIONS, key=lambda name: cost[name])
     steps = round(seconds / cost[precision])
     return with_steps(
         replace(train, precision=precision), min(max(steps, FEWEST_STEPS), MOST_STEPS)

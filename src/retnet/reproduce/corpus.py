@@ -8,7 +8,8 @@ import sys
 import sysconfig
 import tokenize
 import types
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -159,22 +160,26 @@ def documentation() -> Iterator[tuple[str, str]]:
     yield from sorted(topics.items())
     # a copy of both: looking at a module may import another
     for name, module in sorted(sys.modules.items()):
-        if name.partition(".")[0] in sys.stdlib_module_names:
-            texts = list(dict.fromkeys(_docstrings(module)))
-            if texts:
-                yield name, "\n\n\n".join(texts) + "\n"
+        ours = name.partition(".")[0] in sys.stdlib_module_names
+        # what stands there need not be a module: None forbids one, `typing.io` imitates one
+        if ours and isinstance(module, types.ModuleType) and (texts := _docstrings(module)):
+            yield name, "\n\n\n".join(texts) + "\n"
 
 
-def _docstrings(module: types.ModuleType) -> Iterator[str]:
-    things: Iterable[object] = [module, *vars(module).copy().values()]
-    for thing in things:
-        if thing is not module and getattr(thing, "__module__", None) != module.__name__:
-            continue  # it speaks where it is defined
-        members = vars(thing).copy().values() if inspect.isclass(thing) else ()
-        for documented in (thing, *members):
-            text = getattr(documented, "__doc__", None)
-            if isinstance(text, str) and text.strip():
-                yield f"{getattr(documented, '__name__', '')}\n\n{inspect.cleandoc(text)}"
+def _docstrings(module: types.ModuleType) -> list[str]:
+    """What a module says of itself, and of what is defined in it, each once."""
+    texts: dict[str, None] = {}
+    with warnings.catch_warnings(action="ignore"):  # some names are deprecated, and say so
+        for thing in (module, *vars(module).copy().values()):
+            if thing is not module and getattr(thing, "__module__", None) != module.__name__:
+                continue  # it speaks where it is defined
+            members = vars(thing).copy().values() if inspect.isclass(thing) else ()
+            for documented in (thing, *members):
+                text = getattr(documented, "__doc__", None)
+                if isinstance(text, str) and text.strip():
+                    name = getattr(documented, "__name__", "")
+                    texts[f"{name}\n\n{inspect.cleandoc(text)}"] = None
+    return list(texts)
 
 
 def _python_text(path: Path) -> str:

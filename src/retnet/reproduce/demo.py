@@ -20,7 +20,7 @@ from retnet.evaluate import (
     xz_bits,
 )
 from retnet.hub import from_dict, load, load_toml, write_atomic
-from retnet.model import Decoder, DecoderConfig, preset
+from retnet.model import Decoder, preset
 from retnet.model.generation import stream
 from retnet.model.sampling import Sampling
 from retnet.reproduce import demo_tables as tables
@@ -29,7 +29,7 @@ from retnet.reproduce.corpus import PythonCorpus, write_corpus
 from retnet.reproduce.demo_picture import draw
 from retnet.train import RunConfig, RunSection, TrainSection, read_metrics, train
 
-PRESET, VOCAB_SIZE = "small-1m", 2048
+MODEL, VOCAB_SIZE = preset("small-1m"), 2048
 TRAIN = TrainSection(
     steps=400,
     batch_size=8,
@@ -184,7 +184,6 @@ def _config(options: DemoOptions, corpus: PythonCorpus, console: Console) -> Run
             data=replace(config.data, train=(str(corpus.train),), valid=(str(corpus.valid),)),
             train=replace(config.train, steps=steps),
         )
-    model = preset(PRESET)
     return RunConfig(
         run=RunSection(dir=str(options.dir), seed=options.seed),
         data=DataConfig(
@@ -192,16 +191,16 @@ def _config(options: DemoOptions, corpus: PythonCorpus, console: Console) -> Run
             valid=(str(corpus.valid),),
             tokenizer=TokenizerConfig(vocab_size=VOCAB_SIZE),
         ),
-        model=model,
-        train=_train_section(options, replace(model, vocab_size=VOCAB_SIZE), console),
+        model=MODEL,
+        train=_train_section(options, console),
     )
 
 
-def _train_section(options: DemoOptions, model: DecoderConfig, console: Console) -> TrainSection:
+def _train_section(options: DemoOptions, console: Console) -> TrainSection:
     if torch.cuda.is_available():
         steps = options.steps or STEPS_ON_A_GPU
         return with_steps(replace(TRAIN, precision="bfloat16"), steps)
-    cost = step_seconds(model, TRAIN)
+    cost = step_seconds(replace(MODEL, vocab_size=VOCAB_SIZE), TRAIN)
     section = fit(TRAIN, options.seconds, cost)
     if options.steps is not None:
         section = with_steps(section, options.steps)

@@ -10,7 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from retnet.data import Progress as Report
 
 LINES = 25
-"""Of a whole run in a pipe, at most about so many; validation lines come on top."""
+"""Of a whole run in a pipe, about so many; validation lines come on top."""
+
+LINE_SECONDS = 60
+"""Of silence in a pipe; then there are more lines."""
 
 REFRESH_SECONDS = 0.5
 
@@ -81,7 +84,7 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._bar: Progress | None = None
-        self._refreshed = 0.0
+        self._spoke = 0.0
         self._next_line = 0
         self._steps = 0
 
@@ -143,13 +146,14 @@ class Display:
             f"loss {loss:.3f}  {pace.tokens_per_s:,.0f} tokens/s  "
             f"{clock_time(pace.seconds_left(self._steps - step))} left"
         )
+        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
-            now = time.monotonic()
-            if now - self._refreshed >= REFRESH_SECONDS:
-                self._refreshed = now
+            if now - self._spoke >= REFRESH_SECONDS:
+                self._spoke = now
                 self._bar.refresh()
-        elif step >= self._next_line or step == self._steps:
+        elif step >= self._next_line or step == self._steps or now - self._spoke >= LINE_SECONDS:
+            self._spoke = now
             self._next_line = step + max(self._steps // LINES, 1)
             self.note(f"step {step}/{self._steps}  {text}")
 
@@ -163,8 +167,11 @@ class Display:
 
     def sample(self, step: int, text: str) -> None:
         """Print a sample text, indented."""
-        self.note(f"step {step} writes:")
-        self.note("\n".join("  | " + line for line in text.splitlines()))
+        self.note(f"step {step} writes:" if text else f"step {step} writes nothing")
+        for line in text.splitlines():
+            # A young model may write what a terminal would take for commands.
+            shown = (c if c.isprintable() or c == "\t" else "\ufffd" for c in line)
+            self.note("  | " + "".join(shown))
 
 
 def clock_time(seconds: float) -> str:

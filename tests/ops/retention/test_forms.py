@@ -27,7 +27,7 @@ def with_gradients(function: Any, case: Case) -> list[Tensor]:
     """Outputs, final state, and the gradients of q, k, v and the state under random weights."""
     leaves = [x.detach().clone().requires_grad_() for x in (*case[:3], case.state) if x is not None]
     state = leaves[3] if case.state is not None else None
-    o, S = function(Case(*leaves[:3], case.log_decay, state, case.valid, case.starts))
+    o, S = function(case.with_inputs(leaves[:3])._replace(state=state))
     rng = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=rng, dtype=x.dtype) for x in (o, S)]
     total = (o * weights[0]).sum() + (S * weights[1]).sum()
@@ -95,9 +95,10 @@ def test_splitting_anywhere_and_handing_the_state_over_changes_nothing(
     for part in (slice(0, at), slice(at, T)):
         if part.start == part.stop:
             continue
-        masks = [None if m is None else m[:, part] for m in (case.valid, case.starts)]
-        tensors = [x[:, part] for x in (case.q, case.k, case.v)]
-        o_part, state = run(Case(*tensors, case.log_decay, state, *masks), form, chunk_size)
+        valid, starts = (None if m is None else m[:, part] for m in (case.valid, case.starts))
+        piece = case.with_inputs([x[:, part] for x in case[:3]])
+        piece = piece._replace(state=state, valid=valid, starts=starts)
+        o_part, state = run(piece, form, chunk_size)
         parts.append(o_part)
     assert state is not None
     assert_equal([torch.cat(parts, 1), state], [o, S])
@@ -116,7 +117,7 @@ def test_no_output_depends_on_a_later_token(
     for x in changed:
         x[:, at:] = -x[:, at:] + 1
     before, _ = run(case, form, chunk_size)
-    after, _ = run(Case(*changed, *case[3:]), form, chunk_size)
+    after, _ = run(case.with_inputs(changed), form, chunk_size)
     torch.testing.assert_close(after[:, :at], before[:, :at], rtol=0, atol=0)
 
 
@@ -127,7 +128,9 @@ def test_rows_do_not_know_each_other(form: Form, drawn: tuple[Case, int | None])
     case, chunk_size = drawn
     o, S = run(case, form, chunk_size)
     for b in range(len(o)):
-        row = Case(*(x if x is None or x is case.log_decay else x[b : b + 1] for x in case))
+        state, valid, starts = (None if x is None else x[b : b + 1] for x in case[4:])
+        row = case.with_inputs([x[b : b + 1] for x in case[:3]])
+        row = row._replace(state=state, valid=valid, starts=starts)
         assert_equal(list(run(row, form, chunk_size)), [o[b : b + 1], S[b : b + 1]])
 
 
@@ -137,7 +140,7 @@ def test_any_form_continues_from_the_state_of_any_other(
     drawn: tuple[Case, int | None], first: Form, second: Form
 ) -> None:
     case, chunk_size = drawn
-    o, S = run(case, "recurrent")
+    _, S = run(case, "recurrent")
     _, state = run(case, first, chunk_size)
     again = case._replace(state=state)
     assert_equal(
@@ -208,7 +211,7 @@ def test_strided_inputs_give_the_same(form: Form) -> None:
     case = random_case((2, 9, 3, 4, 6), state=True)
     want = run(case, form, 4)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in case[:3]]
-    got = run(Case(*strided, *case[3:]), form, 4)
+    got = run(case.with_inputs(strided), form, 4)
     assert_equal(list(got), list(want))
 
 

@@ -21,12 +21,10 @@ SHAPE = (16, 130, 4, 16, 24)
 NAMES = ("o", "S", "d_q", "d_k", "d_v", "d_state")
 
 
-def with_gradients(
-    function: Any, case: Case, autocast: torch.dtype | None = None
-) -> list[Tensor]:
+def with_gradients(function: Any, case: Case, autocast: torch.dtype | None = None) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in (*case[:3], case.state) if x is not None]
     with torch.autocast("cpu", autocast, enabled=autocast is not None):
-        o, S = function(Case(*leaves[:3], case.log_decay, leaves[3], *case[5:]))
+        o, S = function(case.with_inputs(leaves[:3])._replace(state=leaves[3]))
     rng = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=rng).to(x.dtype) for x in (o, S)]
     grads = torch.autograd.grad((o, S), leaves, weights)
@@ -34,9 +32,7 @@ def with_gradients(
 
 
 def op(form: Form, chunk_size: int | None = None) -> Any:
-    return lambda case: retention(
-        *case[:5], layout=case.layout(), form=form, chunk_size=chunk_size
-    )
+    return lambda case: retention(*case[:5], layout=case.layout(), form=form, chunk_size=chunk_size)
 
 
 @cache
