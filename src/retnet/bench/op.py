@@ -30,6 +30,7 @@ from retnet.bench.session import Session
 from retnet.bench.timing import Spread, alternate, milliseconds, rates, ratios
 from retnet.ops import retention
 from retnet.ops.retention.torch_backend import default_chunk_size
+from retnet.train import keep_freed_memory
 from retnet.types import Form
 
 BENCH = "op/retention"
@@ -43,6 +44,7 @@ PASSES: tuple[Passes, ...] = ("fwd", "fwdbwd")
 
 def bench_ops(session: Session) -> None:
     """Measure the machine's ceilings, then every case."""
+    keep_freed_memory()  # as in training
     cases = QUICK_OPS if session.quick else OPS
     session.plan(1 + len(cases))
     session.begin("ceilings of this machine")

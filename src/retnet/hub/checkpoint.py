@@ -33,9 +33,7 @@ def save_checkpoint(folder: str | Path, model: Decoder, tokenizer: Tokenizer | N
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
     # transformers refuses safetensors files without this entry
-    write_atomic(
-        folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
-    )
+    write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["RetNetDecoderForCausalLM"],
@@ -105,7 +103,14 @@ def write_atomic(path: Path, write: Any) -> None:
     write(temporary)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
+    temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
     temporary.replace(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _read_config(folder: Path) -> DecoderConfig:
@@ -132,7 +137,8 @@ def _read_config(folder: Path) -> DecoderConfig:
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        # copies: tensors of a file lie at odd addresses, where sums may round differently
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; the checkpoint is incomplete") from None
     except safetensors.SafetensorError as error:
@@ -148,7 +154,9 @@ def _check_tensors(model: Decoder, tensors: dict[str, torch.Tensor], folder: Pat
         return
     missing = sorted(want.keys() - have.keys())
     unknown = sorted(have.keys() - want.keys())
-    shapes = [f"{n} {have[n]} for {want[n]}" for n in want.keys() & have.keys() if want[n] != have[n]]
+    shapes = [
+        f"{n} {have[n]} for {want[n]}" for n in want.keys() & have.keys() if want[n] != have[n]
+    ]
     raise ValueError(
         f"{folder}/{WEIGHTS} does not fit its {CONFIG}: "
         f"missing {missing[:3]}, unknown {unknown[:3]}, other shapes {sorted(shapes)[:3]}; "

@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as TOML and JSON can hold it: None is left out, a branch gains its `name`."""
-    return {f.name: _plain(getattr(config, f.name), f) for f in fields(config) if not _absent(config, f)}
+    return {
+        f.name: _plain(getattr(config, f.name), f) for f in fields(config) if not _absent(config, f)
+    }
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -34,7 +36,9 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     _refuse_unknown(data, list(known), where)
     hints = typing.get_type_hints(cls)
-    values = {key: _build(hints[key], value, _join(where, key), known[key]) for key, value in data.items()}
+    values = {
+        key: _build(hints[key], value, _join(where, key), known[key]) for key, value in data.items()
+    }
     for name, f in known.items():
         if name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{_join(where, name)} is missing; it has no default, so set it")
@@ -89,10 +93,12 @@ def _build(hint: Any, value: Any, where: str, field: Field | None = None) -> Any
     if origin is tuple:
         if not isinstance(value, list | tuple):
             value = [value]  # one entry needs no brackets
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ValueError(f"{where} ({list(value)}) must have {len(args)} entries")
         return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} ({value!r}) must be a table of {hint.__name__}'s fields")
+            raise ValueError(f"{where} ({value!r}) must be a table")
         return from_dict(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

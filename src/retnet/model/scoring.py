@@ -22,7 +22,7 @@ class Score(NamedTuple):
     """
 
     nats: Float[Tensor, ""]
-    num_tokens: int
+    num_tokens: Int[Tensor, ""]
     state: DecoderState
 
 
@@ -37,7 +37,7 @@ def score(
     """Negative log-likelihood of `targets`, float32; target -100 does not count."""
     h, after = model.hidden(inputs, state, starts=starts)
     nats = linear_cross_entropy(h.flatten(0, 1), model.lm_head.weight, targets.flatten())
-    return Score(nats, int((targets != IGNORED).sum()), after)
+    return Score(nats, (targets != IGNORED).sum(), after)
 
 
 @torch.inference_mode()
@@ -62,7 +62,7 @@ def total_nats(
     try:
         for inputs, targets, starts in batches:
             got = score(model, inputs, targets, state=state, starts=starts)
-            nats, count = nats + got.nats.double().item(), count + got.num_tokens
+            nats, count = nats + got.nats.double().item(), count + int(got.num_tokens)
             state = got.state if carry_state else None
     finally:
         model.train(training)

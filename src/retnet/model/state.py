@@ -22,7 +22,9 @@ class DecoderState(NamedTuple):
 
 def select_rows(state: DecoderState, rows: Int[Tensor, " rows"] | Sequence[int]) -> DecoderState:
     """Rows of a batch in a new order; repeats fork a sequence, omissions drop it."""
-    return _map(lambda leaf: leaf[torch.as_tensor(rows, dtype=torch.int64, device=leaf.device)], state)
+    return _map(
+        lambda leaf: leaf[torch.as_tensor(rows, dtype=torch.int64, device=leaf.device)], state
+    )
 
 
 def copy_state(state: DecoderState) -> DecoderState:

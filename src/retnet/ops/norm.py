@@ -29,9 +29,7 @@ def rms_norm(
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, eps: float | Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor:
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
         inverse = (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
@@ -41,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (d_out,) = grads
         y, inverse, weight = ctx.saved_tensors
         d_weight = None

@@ -2,6 +2,7 @@
 
 from retnet.train.config import RunConfig, RunSection, TrainSection, load_config
 from retnet.train.flags import cli_config
+from retnet.train.memory import keep_freed_memory
 from retnet.train.metrics import read_metrics
 from retnet.train.plot import plot_metrics
 from retnet.train.run import TrainResult, train
@@ -12,6 +13,7 @@ __all__ = [
     "TrainResult",
     "TrainSection",
     "cli_config",
+    "keep_freed_memory",
     "load_config",
     "plot_metrics",
     "read_metrics",

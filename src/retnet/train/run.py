@@ -12,6 +12,7 @@ from retnet.train.config import RunConfig, fit_vocabulary
 from retnet.train.display import Display
 from retnet.train.folder import RunFolder, read_progress
 from retnet.train.loop import RUN, Loop, Progress
+from retnet.train.memory import keep_freed_memory
 from retnet.train.metrics import Metrics, read_metrics
 from retnet.train.plot import plot_metrics
 from retnet.train.resume import corpus_fingerprint, refuse_changes, refuse_other_text
@@ -53,6 +54,7 @@ def train(
         ValueError: text, vocabulary and model do not fit together, the folder belongs to a run
             with other settings or is damaged, training diverged, or the disk is full.
     """
+    keep_freed_memory()
     base = Path.cwd() if base is None else Path(base)
     display = Display(console)
     folder = RunFolder(base / config.run.dir)

@@ -164,7 +164,7 @@ class _Chunkwise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_o, d_final = grads
         q, k, v, scores, states, within, from_start, to_end, carry = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
@@ -195,14 +195,15 @@ def _scan(
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`total + a @ b` in place, the sum inside the matrix product."""
-    torch.baddbmm(
-        total.flatten(0, 2), a.flatten(0, 2), b.flatten(0, 2), out=total.flatten(0, 2)
-    )
+    torch.baddbmm(total.flatten(0, 2), a.flatten(0, 2), b.flatten(0, 2), out=total.flatten(0, 2))
     return total
 
 
 def _chunks(x: Tensor, C: int) -> Tensor:
-    """(B, T, H, D) to (B, H, N, C, D), zeros after T; float16 becomes float32, its scores overflow."""
+    """(B, T, H, D) to (B, H, N, C, D), zeros after T.
+
+    float16 becomes float32: its scores overflow.
+    """
     x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % C))
     x = x.float() if x.dtype == torch.float16 else x
     return x.contiguous().unflatten(2, (-1, C))
