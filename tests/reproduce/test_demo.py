@@ -76,14 +76,14 @@ def test_the_demo_tells_its_story_and_leaves_a_checkpoint(small_demo: Demo) -> N
         "1,000,000",
         "7/7  Picture",
         "runs/demo/demo.png",
-        'retnet generate runs/demo --prompt "class "',
+        'retnet generate runs/demo --prompt "def "',
         "retnet chat runs/demo",
         "retnet evaluate runs/demo runs/demo/corpus/valid.jsonl",
         "retnet train runs/demo/run.toml --train.steps 4",
     ):
         assert text in screen
     assert result.sample in screen
-    assert result.sample.startswith("def ")
+    assert result.sample.startswith(demo.PROMPT)
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     saved = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     assert saved["bits_per_byte"] == result.bits_per_byte

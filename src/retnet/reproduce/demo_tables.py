@@ -60,7 +60,9 @@ def scores(console: Console, bits: Mapping[str, float], corpus: PythonCorpus) ->
     knew = {"gzip -9": "nothing", "xz -9e": "nothing", "5-gram": learned}
     for name, value in bits.items():
         best = "bold" if value == min(bits.values()) else ""
-        table.add_row(name, f"{value:.3f}", knew.get(name, f"parts of these {learned}"), style=best)
+        table.add_row(
+            name, f"{value:.3f}", knew.get(name, "the same, as far as time allowed"), style=best
+        )
     console.print(table)
     say(
         console,
@@ -109,7 +111,7 @@ def what_next(console: Console, folder: Path, steps: int, seconds: float) -> Non
     console.print()
     say(console, f"Done in {seconds:.0f} s. Now you:")
     for command in (
-        f'retnet generate {folder} --prompt "class "',
+        f'retnet generate {folder} --prompt "def "',
         f"retnet chat {folder}",
         f"retnet evaluate {folder} {folder / 'corpus' / 'valid.jsonl'}",
         f"retnet train {folder / 'run.toml'} --train.steps {2 * steps}",
