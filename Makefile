@@ -3,7 +3,7 @@
 # Linux gets the small CPU build instead of the CUDA one.
 
 PYTHON ?= python3
-NAME ?= retention
+NAME ?= ops
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -30,7 +30,7 @@ fmt: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure, as `make bench NAME=retention`
+bench: $(READY)  ## measure, as `make bench NAME=train`: ops, train, forms or decode
 	$(BIN)/retnet bench $(NAME)
 
 docs: $(READY)  ## run every example in README.md and docs/

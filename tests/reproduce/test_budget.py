@@ -15,9 +15,9 @@ TRAIN = TrainSection(steps=1, batch_size=2, seq_len=8, accumulate=2)
 
 def test_the_faster_precision_is_taken_with_steps_that_fill_the_time() -> None:
     section = fit(TRAIN, 60.0, {"float32": 0.5, "bfloat16": 0.25})
-    assert (section.precision, section.steps) == ("bfloat16", 240)
+    assert (section.precision, section.steps) == ("bfloat16", 180)
     section = fit(TRAIN, 60.0, {"float32": 0.25, "bfloat16": 2.0})
-    assert (section.precision, section.steps) == ("float32", 240)
+    assert (section.precision, section.steps) == ("float32", 180)
 
 
 @pytest.mark.parametrize(("cost", "steps"), [(1000.0, FEWEST_STEPS), (1e-6, MOST_STEPS)])

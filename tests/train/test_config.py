@@ -74,7 +74,7 @@ def test_a_resolved_config_reads_back_the_same(file):
         ("train.betas", [0.9, 1], r"betas \(\[0\.9, 1\.0\]\) must be two numbers in \[0, 1\)"),
         ("train.eval_tokens", 1, r"eval_tokens \(1\) leaves nothing to predict"),
         ("train.schedule", "cos", r"train\.schedule \('cos'\) must be one of 'cosine', 'linear'"),
-        ("train", 3, r"train \(3\) must be a table of TrainSection's fields"),
+        ("train", 3, r"train \(3\) must be a table"),
     ],
 )
 def test_wrong_settings_are_refused_with_value_rule_and_remedy(file, name, value, message):

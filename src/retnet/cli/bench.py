@@ -41,6 +41,12 @@ def main(words: Sequence[str]) -> None:
 
     from retnet.bench import show_bench, update_docs
 
-    show_bench(options.name, out=options.out, quick=options.quick, checkpoint=options.checkpoint)
+    result = show_bench(
+        options.name, out=options.out, quick=options.quick, checkpoint=options.checkpoint
+    )
     if options.page is not None:
         update_docs(options.page, options.out)
+    if result.failed:
+        raise ValueError(
+            f"{len(result.failed)} cases failed their gate and have no record; see above"
+        )

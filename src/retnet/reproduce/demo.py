@@ -31,7 +31,7 @@ from retnet.train import RunConfig, RunSection, TrainSection, read_metrics, trai
 
 SMALL = preset("small-1m")
 MODEL = replace(SMALL, layers=(replace(SMALL.layers[0], repeat=3),))
-"""Half as deep: with so little time, text read counts more than depth."""
+"""A layer less: with so little time, text read counts more than depth."""
 
 VOCAB_SIZE = 2048
 TRAIN = TrainSection(
@@ -68,7 +68,7 @@ class DemoOptions:
 
     dir: Path = Path("runs/demo")
     seed: int = 0
-    seconds: float = 85.0
+    seconds: float = 90.0
     steps: int | None = None
     fresh: bool = False
     library: Path | None = None
