@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from retnet.model import Decoder
 
 GREETING = """\
-This is a base model: it continues your text and knows nothing of questions and answers.
-Type the beginning of a text. An empty line lets it go on, Ctrl-C stops it, /help says more."""
+This is a base model: it continues your text, and knows nothing of questions.
+Type the beginning of a text. An empty line lets it go on, Ctrl-C stops it, and
+/help says more."""
 
 HELP = """\
   text    is added to the text so far, exactly as typed; the model continues it
-  text\\   a backslash at the end stands for a line break; the next line belongs to the same turn
+  text\\   a backslash at the end is a line break, and the turn goes on
           an empty line lets the model go on where it stopped
   /reset  begin a new text
   /stats  size of the text so far and of the state, and the last turn's pace

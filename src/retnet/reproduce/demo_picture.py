@@ -44,7 +44,7 @@ def _draw_learning(axes: Any, metrics: Sequence[dict[str, Any]]) -> None:
         color="black",
         marker="o",
         linestyle="none",
-        label="held-out",
+        label="held-out (its first part)",
     )
     axes.set(title="Loss", xlabel="million tokens learned from", ylabel="nats per token")
     axes.grid(alpha=0.3)
