@@ -24,7 +24,7 @@ class Options:
     """Folder to keep the model in."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Another seed, another model."""
-    seconds: Annotated[float, arg(metavar="X")] = 90.0
+    seconds: Annotated[float, arg(metavar="X")] = 105.0
     """Time to train for; what it makes of it depends on the machine."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Train for so many steps instead."""

@@ -57,7 +57,7 @@ def fit(train: TrainSection, seconds: float, cost: dict[str, float]) -> TrainSec
         ValueError: seconds is not positive.
     """
     if not seconds > 0:
-        raise ValueError(f"seconds ({seconds}) must be above 0; 90 make a two-minute demo")
+        raise ValueError(f"seconds ({seconds}) must be above 0; 105 make a two-minute demo")
     precision = min(PRECISIONS, key=lambda name: cost[name])
     steps = round(IN_STEPS * seconds / cost[precision])
     return with_steps(

@@ -68,7 +68,7 @@ class DemoOptions:
 
     dir: Path = Path("runs/demo")
     seed: int = 0
-    seconds: float = 90.0
+    seconds: float = 105.0
     steps: int | None = None
     fresh: bool = False
     library: Path | None = None
