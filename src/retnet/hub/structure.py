@@ -17,9 +17,8 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as TOML and JSON can hold it: None is left out, a branch gains its `name`."""
-    return {
-        f.name: _plain(getattr(config, f.name), f) for f in fields(config) if not _absent(config, f)
-    }
+    values = ((f, getattr(config, f.name)) for f in fields(config))
+    return {f.name: _plain(value, f) for f, value in values if value is not None}
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
@@ -72,10 +71,6 @@ def _plain(value: Any, field: Field | None = None) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _absent(config: Any, field: Field) -> bool:
-    return getattr(config, field.name) is None
 
 
 def _build(hint: Any, value: Any, where: str, field: Field | None = None) -> Any:
