@@ -259,3 +259,36 @@ def test_a_layer_may_have_one_branch_and_layers_may_differ() -> None:
             close(torch.cat([first, second], 1), want)
     assert [len(layer) for layer in end.layers] == [1, 1, 2, 2]
     assert sum(isinstance(m, Retention) for m in model.modules()) == 3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_gradient(dropout: float) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = decoder(config(dropout=dropout)).train()
+        model.gradient_checkpointing = checkpointing
+        torch.manual_seed(3)
+        starts = torch.zeros(2, 40, dtype=torch.bool)
+        starts[:, 17] = True
+        logits, state = model(tokens(2, 40), starts=starts)
+        (logits.square().mean() + state.layers[1][0].S.sum()).backward()
+        found.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_gradient_checkpointing_keeps_less() -> None:
+    kept = []
+    for checkpointing in (False, True):
+        model = decoder().train()
+        model.gradient_checkpointing = checkpointing
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(tokens(2, 64))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 4

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from retnet.mixers import Branch, BranchConfig
 from retnet.model.config import DecoderConfig
@@ -18,6 +19,12 @@ from retnet.types import FormChoice
 
 class Decoder(nn.Module):
     """A language model of residual branches; it knows no mixer by name.
+
+    Attributes:
+        config: what it was made from.
+        gradient_checkpointing: keep only each layer's input in training and compute the layer anew
+            in the backward pass (Chen et al. 2016, arXiv:1604.06174): the memory of one layer's
+            activations instead of all, for a third more work.
 
     Example:
         >>> from retnet.model import preset
@@ -35,6 +42,7 @@ class Decoder(nn.Module):
                 f"vocab_size ({config.vocab_size}) must be at least 1; take the tokenizer's"
             )
         self.config = config
+        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.embed_norm = _norm(config) if config.embed_norm else nn.Identity()
         self.layers = nn.ModuleList(
@@ -108,10 +116,14 @@ class Decoder(nn.Module):
         if self.config.embed_scale:
             x = x * math.sqrt(self.config.d_model)
         x = F.dropout(self.embed_norm(x), self.config.dropout, self.training)
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         after = []
         for index, layer in enumerate(self.layers):
             before = None if state is None else state.layers[index]
-            x, new = layer(x, before, layout, form)
+            if recompute:
+                x, new = checkpoint(layer, x, before, layout, form, use_reentrant=False)
+            else:
+                x, new = layer(x, before, layout, form)
             after.append(new)
         return self.norm(x), DecoderState(layout.next_position, tuple(after))
 
