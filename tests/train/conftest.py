@@ -21,10 +21,20 @@ MakeConfig = Callable[..., RunConfig]
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
     """Make a config with text in tmp_path; keywords are fields of TrainSection."""
+    return text_and_config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_config_in() -> Callable[[Path], MakeConfig]:
+    """`make_config` for another folder, which several tests may share."""
+    return text_and_config
+
+
+def text_and_config(folder: Path) -> MakeConfig:
     draw = random.Random(0)
     for name, documents in (("train", 30), ("valid", 3)):
         texts = (" ".join(draw.choices(WORDS, k=40)) for _ in range(documents))
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+        (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
 
     def make(*, dir: str = "run", dropout: float = 0.0, seed: int = 0, **train: Any) -> RunConfig:
         model = from_dict(

@@ -1,17 +1,24 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from retnet.train.folder import RunFolder, read_progress
 
 
-def writer(text):
-    def write(folder):
-        for name in ("config.json", "model.safetensors", "optimizer.safetensors"):
-            (folder / name).write_text(f"{name} {text}")
+def save(folder, step, text, progress=None, keep=1):
+    work = folder.begin()
+    (work / "state").mkdir()
+    for name in ("model/config.json", "model/model.safetensors", "state/shard.safetensors"):
+        (work / name).write_text(f"{Path(name).name} {text}")
+    folder.commit(step, progress or {}, keep)
 
-    return write
+
+def latest(folder):
+    found, troubles = folder.latest_sound()
+    assert not troubles
+    return found
 
 
 def published(folder):
@@ -26,17 +33,17 @@ def folder(tmp_path):
 
 
 def test_a_saved_step_is_the_latest_and_published(folder):
-    assert folder.latest() is None
-    folder.save(3, {"more": [0.1]}, writer("three"))
-    assert folder.latest() == folder.trainer / "step-3"
-    progress = read_progress(folder.latest())
+    assert latest(folder) is None
+    save(folder, 3, "three", {"more": [0.1]})
+    assert latest(folder) == folder.trainer / "step-3"
+    progress = read_progress(latest(folder))
     assert (progress["step"], progress["more"]) == (3, [0.1])
     assert published(folder) == "model.safetensors three"
 
 
 def test_only_the_newest_step_is_kept(folder):
     for step in (9, 10, 11):
-        folder.save(step, {}, writer(str(step)))
+        save(folder, step, str(step))
     names = sorted(p.name for p in folder.trainer.iterdir())
     assert names == [".lock", "step-11"]
     assert sorted(p.name for p in folder.path.iterdir()) == [
@@ -47,42 +54,53 @@ def test_only_the_newest_step_is_kept(folder):
     assert published(folder) == "model.safetensors 11"
 
 
-def test_a_full_disk_keeps_the_step_before(folder):
-    folder.save(1, {}, writer("one"))
+def test_as_many_steps_are_kept_as_asked_for(folder):
+    for step in (9, 10, 11):
+        save(folder, step, str(step), keep=2)
+    assert [path.name for path in folder.steps()] == ["step-11", "step-10"]
 
-    def fail(work):
-        writer("two")(work)
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(
-        ValueError, match=r"step 2 cannot be written .*No space left.*step-1 is kept"
-    ):
-        folder.save(2, {}, fail)
-    assert folder.latest() == folder.trainer / "step-1"
-    read_progress(folder.latest())
-    assert published(folder) == "model.safetensors one"
-    folder.save(2, {}, writer("two"))
+def test_an_older_step_serves_when_the_newest_is_damaged(folder):
+    save(folder, 1, "one", keep=2)
+    save(folder, 2, "two", keep=2)
+    with (folder.trainer / "step-2/state/shard.safetensors").open("a") as file:
+        file.write("X")
+    found, (trouble,) = folder.latest_sound()
+    assert found == folder.trainer / "step-1"
+    assert "step-2 is damaged (state/shard.safetensors is not as it was written)" in trouble
+    assert (folder.trainer / "damaged-step-2").exists()
+    assert latest(folder) == found
+    save(folder, 2, "two", keep=2)
     assert published(folder) == "model.safetensors two"
+
+
+def test_a_step_that_is_given_up_leaves_nothing(folder):
+    save(folder, 1, "one")
+    (folder.begin() / "model/model.safetensors").write_text("half")
+    folder.abandon()
+    assert latest(folder) == folder.trainer / "step-1"
+    assert sorted(p.name for p in folder.trainer.iterdir()) == [".lock", "step-1"]
+    assert published(folder) == "model.safetensors one"
 
 
 def test_a_crash_between_saving_and_publishing_is_mended(folder, monkeypatch):
-    folder.save(1, {}, writer("one"))
+    save(folder, 1, "one")
     with monkeypatch.context() as patch:
         patch.setattr(folder, "publish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            folder.save(2, {}, writer("two"))
+            save(folder, 2, "two")
     assert published(folder) == "model.safetensors one"
-    assert folder.latest() == folder.trainer / "step-2", "the newer of the two that there are"
-    folder.publish(folder.latest())
+    assert latest(folder) == folder.trainer / "step-2", "the newer of the two that there are"
+    folder.publish(latest(folder))
     assert published(folder) == "model.safetensors two"
-    folder.save(3, {}, writer("three"))
+    save(folder, 3, "three")
     assert [p.name for p in folder.trainer.glob("step-*")] == ["step-3"]
 
 
 def test_publishing_twice_leaves_no_temporary_file(folder):
     """rename(2) does nothing when both names are links to one file."""
-    folder.save(1, {}, writer("one"))
-    folder.publish(folder.latest())
+    save(folder, 1, "one")
+    folder.publish(latest(folder))
     assert not list(folder.path.glob(".*"))
 
 
@@ -91,43 +109,46 @@ def test_without_hard_links_files_are_copied(folder, monkeypatch):
         raise OSError("not supported")
 
     monkeypatch.setattr(os, "link", no_links)
-    folder.save(1, {}, writer("one"))
+    save(folder, 1, "one")
     assert published(folder) == "model.safetensors one"
 
 
 def test_what_a_killed_run_left_behind_is_cleared_away(folder):
     (folder.trainer / ".saving" / "more").mkdir(parents=True)
     (folder.trainer / ".deleting" / "more").mkdir(parents=True)
-    folder.save(1, {}, writer("one"))
-    folder.save(2, {}, writer("two"))
+    save(folder, 1, "one")
+    save(folder, 2, "two")
     assert sorted(p.name for p in folder.trainer.iterdir()) == [".lock", "step-2"]
 
 
 def test_a_file_that_was_written_into_is_noticed(folder):
-    folder.save(1, {}, writer("one"))
+    save(folder, 1, "one")
     with (folder.path / "model.safetensors").open("r+") as file:  # a link to the step's own
         file.write("X")
-    with pytest.raises(
-        ValueError, match=r"step-1 is damaged \(model\.safetensors is not as it was"
-    ):
-        read_progress(folder.latest())
+    message = (
+        r"step-1 is damaged \(model/model\.safetensors is not as it was written\), and no older "
+        r"step is whole; restore one from a backup, or delete"
+    )
+    with pytest.raises(ValueError, match=message):
+        folder.latest_sound()
+    assert (folder.trainer / "step-1").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1, "files": {"gone": "0"}}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 2, "files": {"gone": "0"}}'])
 def test_damaged_progress_is_named(folder, text):
-    folder.save(1, {}, writer("one"))
-    (folder.latest() / "progress.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"step-1 is damaged .* restore it from a backup, or delete"
-    ):
-        read_progress(folder.latest())
+    save(folder, 1, "one")
+    path = latest(folder)
+    (path / "progress.json").write_text(text)
+    with pytest.raises(ValueError, match="step-1 is damaged"):
+        read_progress(path)
 
 
-def test_progress_of_a_later_format_is_refused(folder):
-    folder.save(1, {}, writer("one"))
-    (folder.latest() / "progress.json").write_text(json.dumps({"format": 2}))
-    with pytest.raises(ValueError, match=r"format 2"):
-        read_progress(folder.latest())
+def test_progress_of_another_format_is_refused(folder):
+    save(folder, 1, "one")
+    path = latest(folder)
+    (path / "progress.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(ValueError, match="format 1, and this version reads 2"):
+        read_progress(path)
 
 
 def test_a_folder_in_use_is_refused(folder):

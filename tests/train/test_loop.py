@@ -13,18 +13,21 @@ from retnet.train.loop import accumulate_gradients, derived_seed
 def gradients(model, stream, parts, batch_size=8, seq_len=12):
     model.zero_grad()
     batches = (
-        training_batch(
-            stream,
-            seq_len=seq_len,
-            batch_size=batch_size,
-            seed=3,
-            step=2,
-            micro_step=part,
-            micro_steps=parts,
+        (
+            training_batch(
+                stream,
+                seq_len=seq_len,
+                batch_size=batch_size,
+                seed=3,
+                step=2,
+                micro_step=part,
+                micro_steps=parts,
+            ),
+            None,
         )
         for part in range(parts)
     )
-    loss = accumulate_gradients(model, batches, batch_size * seq_len, nullcontext)
+    loss, _ = accumulate_gradients(model, batches, batch_size * seq_len, nullcontext)
     return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 

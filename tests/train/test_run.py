@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import retnet
 from retnet.hub import dump_toml
-from retnet.train import loop, read_metrics, run, train
+from retnet.train import feed, loop, read_metrics, run, saving, train
 from retnet.train.folder import RunFolder
 
 TIMING = ("seconds", "tokens_per_s")
@@ -31,12 +32,17 @@ def lines(folder: Path):
 
 def assert_same_run(a: Path, b: Path):
     assert lines(a) == lines(b)
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        ours, theirs = (load_file(max(f.glob("trainer/step-*")) / name) for f in (a, b))
-        assert ours.keys() == theirs.keys()
-        for key, tensor in ours.items():
-            assert torch.equal(tensor, theirs[key]), f"{name}: {key}"
+    ours, theirs = (resume_tensors(folder) for folder in (a, b))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert torch.equal(tensor, theirs[key]), key
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def resume_tensors(folder: Path):
+    """All that the newest step holds besides the weights."""
+    (file,) = (RunFolder(folder).steps()[0] / "state").iterdir()
+    return load_file(file)
 
 
 @pytest.fixture
@@ -55,7 +61,7 @@ def before_step(monkeypatch):
     """Call a function before the batch of a step is made, once."""
 
     def install(step, action):
-        real, armed = loop.training_batch, [True]
+        real, armed = feed.training_batch, [True]
 
         def wrapped(*args, **kwargs):
             if kwargs["step"] == step and armed:
@@ -63,7 +69,7 @@ def before_step(monkeypatch):
                 action()
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(loop, "training_batch", wrapped)
+        monkeypatch.setattr(feed, "training_batch", wrapped)
 
     return install
 
@@ -134,12 +140,14 @@ def test_a_run_killed_again_and_again_goes_on_bit_for_bit(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("broken", ["save_checkpoint", "save_file", "dump_toml"])
+@pytest.mark.parametrize(
+    ("module", "broken"), [(loop, "save_weights"), (loop, "dump_toml"), (saving, "async_save")]
+)
 def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
-    make_config, tmp_path, monkeypatch, broken
+    make_config, tmp_path, monkeypatch, module, broken
 ):
     train(make_config(dir="whole"), base=tmp_path)
-    real, calls = getattr(loop, broken), []
+    real, calls = getattr(module, broken), []
 
     def fail_at_second(*args, **kwargs):
         calls.append(1)
@@ -149,11 +157,54 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, broken, fail_at_second)
+        patch.setattr(module, broken, fail_at_second)
         with pytest.raises(Killed):
             train(make_config(dir="cut"), base=tmp_path)
-    assert RunFolder(tmp_path / "cut").latest() == tmp_path / "cut/trainer/step-4"
+    assert RunFolder(tmp_path / "cut").steps() == [tmp_path / "cut/trainer/step-4"]
     train(make_config(dir="cut"), base=tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("full", [OSError(28, "No space left on device"), "library"])
+def test_a_full_disk_ends_the_run_and_keeps_the_step_before(
+    make_config, tmp_path, monkeypatch, full
+):
+    real, calls = loop.save_weights, []
+
+    def fill_up(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise (
+                full
+                if isinstance(full, OSError)
+                else SafetensorError("I/O error: No space left on device (os error 28)")
+            )
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_weights", fill_up)
+        message = r"checkpoint of step 8 cannot be written .*No space left.*step-4 is kept: make"
+        with pytest.raises(ValueError, match=message):
+            train(make_config(dir="cut"), base=tmp_path)
+    assert not (tmp_path / "cut/trainer/.saving").exists()
+    train(make_config(dir="cut"), base=tmp_path)
+    train(make_config(dir="whole"), base=tmp_path)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_serves(
+    make_config, tmp_path, before_step, capsys
+):
+    train(make_config(dir="whole"), base=tmp_path)
+    before_step(9, kill)
+    with pytest.raises(Killed):
+        train(make_config(dir="cut"), base=tmp_path)
+    (shard,) = (tmp_path / "cut/trainer/step-8/state").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-8])
+    train(make_config(dir="cut"), base=tmp_path)
+    out = capsys.readouterr().out
+    assert "step-8 is damaged" in out
+    assert "going on from step 4" in out
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -163,7 +214,7 @@ from pathlib import Path
 from retnet.train import folder, load_config, loop, train
 point, base = sys.argv[1], Path(sys.argv[2])
 if point != "never":
-    module, name = {"writing": (loop, "save_file"), "publishing": (folder.os, "link")}[point]
+    module, name = {"writing": (loop, "save_weights"), "publishing": (folder.os, "link")}[point]
     real, calls = getattr(module, name), []
     def wrapped(*args, **kwargs):
         calls.append(1)

@@ -2,7 +2,9 @@
 
 from retnet.data.batches import (
     Batch,
+    carried_batch,
     eval_windows,
+    share_rows,
     stream_segments,
     training_batch,
     window_starts,
@@ -24,9 +26,11 @@ __all__ = [
     "TokenStream",
     "Tokenizer",
     "TokenizerConfig",
+    "carried_batch",
     "eval_windows",
     "find_files",
     "prepare",
+    "share_rows",
     "stream_segments",
     "training_batch",
     "window_starts",

@@ -107,20 +107,45 @@ def training_batch(  # noqa: PLR0913 - a place in the run has five coordinates
     Raises:
         ValueError: the stream is too short, or batch_size does not divide evenly.
     """
-    parts = world_size * micro_steps
-    if batch_size < 1 or batch_size % parts:
-        raise ValueError(
-            f"batch_size ({batch_size}) must be a positive multiple of world_size * micro_steps "
-            f"({world_size} * {micro_steps}); change one of them"
-        )
     assert step >= 0
     assert 0 <= rank < world_size
     assert 0 <= micro_step < micro_steps
-    rows = batch_size // parts
+    rows = _share(batch_size, world_size, micro_steps)
     first = step * batch_size + (micro_step * world_size + rank) * rows
     samples = np.arange(first, first + rows, dtype=np.int64)
     starts = window_starts(samples, stream, seq_len=seq_len, seed=seed)
     places = (starts[:, None] + np.arange(seq_len + 1)) % stream.num_tokens  # B T+1
+    return _batch(stream, stream.tokens[places].astype(np.int64), np.ones(rows) * seq_len)
+
+
+def carried_batch(  # noqa: PLR0913 - a place in the run has five coordinates
+    stream: TokenStream,
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    step: int,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_step: int = 0,
+    micro_steps: int = 1,
+) -> Batch:
+    """Return what one process reads in one micro-step where each row goes on from the step before.
+
+    Row b of a step's batch_size rows reads the stream, as a ring, from b / batch_size of the way
+    through it, seq_len tokens a step: what `training_batch` is to models that start anew at each
+    window, this is to models whose state is carried along. The rows of a process follow each other,
+    whatever its number of micro-steps.
+
+    Args and raises: as `training_batch`; the seed moves the places where the rows begin.
+    """
+    rows = _share(batch_size, world_size, micro_steps)
+    windows_per_epoch(stream, seq_len)  # checks the length
+    first = (rank * micro_steps + micro_step) * rows
+    lanes = np.arange(first, first + rows, dtype=np.int64)
+    phase = epoch_phase(stream.num_tokens, seed=seed, epoch=0)
+    begins = phase + lanes * stream.num_tokens // batch_size + step * seq_len
+    places = (begins[:, None] + np.arange(seq_len + 1)) % stream.num_tokens  # B T+1
     return _batch(stream, stream.tokens[places].astype(np.int64), np.ones(rows) * seq_len)
 
 
@@ -201,6 +226,30 @@ def _batch(stream: TokenStream, tokens: np.ndarray, counts: np.ndarray) -> Batch
     targets[padding] = IGNORED
     starts = inputs == stream.bos_id
     return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(starts))
+
+
+def share_rows(batch: Batch, rank: int, world_size: int) -> Batch:
+    """Return the rows of a batch that one process reads, of several that share it.
+
+    There is at least one: a process without a share reads a row that does not count, because all
+    must run the model equally often.
+    """
+    rows = -(-len(batch.inputs) // world_size)
+    mine = Batch(*(tensor[rank * rows : (rank + 1) * rows] for tensor in batch))
+    if len(mine.inputs):
+        return mine
+    return Batch(batch.inputs[:1], torch.full_like(batch.targets[:1], IGNORED), batch.starts[:1])
+
+
+def _share(batch_size: int, world_size: int, micro_steps: int) -> int:
+    """Rows of one process in one micro-step."""
+    parts = world_size * micro_steps
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"batch_size ({batch_size}) must be a positive multiple of world_size * micro_steps "
+            f"({world_size} * {micro_steps}); change one of them"
+        )
+    return batch_size // parts
 
 
 def _check_positive(name: str, value: int) -> None:

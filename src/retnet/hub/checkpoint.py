@@ -1,15 +1,21 @@
 """One checkpoint folder in Hugging Face layout: written whole or not at all."""
 
-import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from retnet.data import Tokenizer
+from retnet.hub.adapter import apply_adapter, base_folder, is_adapter
+from retnet.hub.files import (
+    read_json,
+    read_tensors,
+    refuse_other_tensors,
+    write_atomic,
+    write_json,
+)
 from retnet.hub.structure import from_dict, to_dict
 from retnet.model import Decoder, DecoderConfig
 
@@ -27,33 +33,49 @@ def save_checkpoint(folder: str | Path, model: Decoder, tokenizer: Tokenizer | N
         model: its parameters are saved in their own dtype; a tied head is not saved twice.
         tokenizer: left out if None.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
+    tensors = {name: t.detach() for name, t in model.state_dict().items()}
     if model.config.tie_embeddings:
         del tensors["lm_head.weight"]
+    save_weights(folder, model.config, tensors, tokenizer)
+
+
+def save_weights(
+    folder: str | Path,
+    config: DecoderConfig,
+    tensors: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """`save_checkpoint` for the named parameters of a model that is elsewhere; a tied head once."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
     # transformers refuses safetensors files without this entry
     write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    config = {
+    described = {
         "model_type": MODEL_TYPE,
         "architectures": ["RetNetDecoderForCausalLM"],
-        "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+        "dtype": str(tensors["embed_tokens.weight"].dtype).removeprefix("torch."),
         **({"bos_token_id": tokenizer.bos_id} if tokenizer is not None else {}),
-        "decoder": to_dict(model.config),
+        "decoder": to_dict(config),
     }
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomic(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / CONFIG, described)
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
 def load_checkpoint(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
-    """Read a folder that `save_checkpoint` wrote.
+    """Read a folder that `save_checkpoint` wrote, or an adapter and the checkpoint it belongs to.
 
     Args:
-        folder: the checkpoint.
+        folder: the checkpoint; or an adapter, whose base is found where it says.
+        adapter: folder of a LoRA, which is merged into the weights, or of learned states; needed
+            only if the adapter does not find its base.
         device: where the model goes.
         dtype: of the parameters; None keeps the file's.
 
@@ -61,22 +83,41 @@ def load_checkpoint(
         The model in evaluation mode, and its tokenizer if the folder has one.
 
     Raises:
-        ValueError: a file is missing or broken, the folder holds another kind of model, or
-            tensors are missing, unknown or of another shape.
+        ValueError: a file is missing or broken, the folder holds another kind of model,
+            tensors are missing, unknown or of another shape, or the adapter is not this model's.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    if is_adapter(folder):
+        if adapter is not None:
+            raise ValueError(
+                f"{folder} is an adapter itself; give its base, the folder of a whole model, with "
+                f"the adapter {adapter}"
+            )
+        folder, adapter = base_folder(folder), folder
+    model = _load_model(folder)
+    if adapter is not None:
+        model = apply_adapter(model, adapter)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def _load_model(folder: Path) -> Decoder:
+    config = read_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    tensors = _read_weights(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     if config.tie_embeddings and "embed_tokens.weight" in tensors:
         tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
-    _check_tensors(model, tensors, folder)
+    refuse_other_tensors(
+        model.state_dict(),
+        tensors,
+        f"{folder}/{WEIGHTS} does not fit its {CONFIG}",
+        "the two files must come from the same save",
+    )
     model.load_state_dict(tensors, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
-    return model.to(device=device, dtype=dtype).eval(), tokenizer
+    return model.eval()
 
 
 def load(folder: str | Path, **kwargs: Any) -> tuple[Decoder, Tokenizer]:
@@ -84,6 +125,7 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[Decoder, Tokenizer]:
 
     Example:
         >>> model, tokenizer = load("runs/demo")  # doctest: +SKIP
+        >>> model, tokenizer = load("runs/demo", adapter="runs/letters")  # doctest: +SKIP
     """
     model, tokenizer = load_checkpoint(folder, **kwargs)
     if tokenizer is None:
@@ -94,36 +136,20 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[Decoder, Tokenizer]:
     return model, tokenizer
 
 
-def write_atomic(path: Path, write: Any) -> None:
-    """Call `write` on a temporary neighbour, flush it to disk, and rename it to `path`.
+def read_config(folder: Path) -> DecoderConfig:
+    """The decoder's config in a checkpoint folder.
 
-    A crash leaves the last good file, or none.
+    Raises:
+        ValueError: the file is missing or broken, or describes another kind of model.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
-    temporary.replace(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _read_config(folder: Path) -> DecoderConfig:
     path = folder / CONFIG
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder} has no {CONFIG}; give a checkpoint folder, such as one that "
             "`retnet train` or `retnet demo` wrote"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}; restore it from a backup") from None
     found = data.get("model_type") if isinstance(data, dict) else None
     if found != MODEL_TYPE:
         raise ValueError(
@@ -135,33 +161,11 @@ def _read_config(folder: Path) -> DecoderConfig:
     return from_dict(DecoderConfig, data["decoder"], "decoder")
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        # copies: tensors of a file lie at odd addresses, where sums may round differently
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; the checkpoint is incomplete") from None
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); restore it from a backup or train again"
-        ) from None
-
-
-def _check_tensors(model: Decoder, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    want = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    have = {name: tuple(t.shape) for name, t in tensors.items()}
-    if want == have:
-        return
-    missing = sorted(want.keys() - have.keys())
-    unknown = sorted(have.keys() - want.keys())
-    shapes = [
-        f"{n} {have[n]} for {want[n]}" for n in want.keys() & have.keys() if want[n] != have[n]
-    ]
-    raise ValueError(
-        f"{folder}/{WEIGHTS} does not fit its {CONFIG}: "
-        f"missing {missing[:3]}, unknown {unknown[:3]}, other shapes {sorted(shapes)[:3]}; "
-        "the two files must come from the same save"
-    )
-
-
-__all__ = ["load", "load_checkpoint", "save_checkpoint", "write_atomic"]
+__all__ = [
+    "load",
+    "load_checkpoint",
+    "read_config",
+    "save_checkpoint",
+    "save_weights",
+    "write_atomic",
+]

@@ -1,6 +1,6 @@
 """What a decoder remembers of each row, and the operations that serve every mixer alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,28 @@ def concat_rows(states: Sequence[DecoderState]) -> DecoderState:
     return _map(lambda *leaves: torch.cat(leaves), *states)
 
 
+def detach_state(state: DecoderState) -> DecoderState:
+    """The same numbers, through which no gradient flows back to what made them."""
+    return _map(torch.Tensor.detach, state)
+
+
+def state_tensors(state: DecoderState) -> dict[str, Tensor]:
+    """Every tensor under a name of its own, such as `layers.0.1.S` (layer, branch, field)."""
+    tensors: dict[str, Tensor] = {}
+    _visit(state, "", tensors)
+    return tensors
+
+
+def with_tensors(state: DecoderState, tensors: Mapping[str, Tensor]) -> DecoderState:
+    """A state like the given one that holds the tensors of `state_tensors`.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    names = iter(state_tensors(state))
+    return _map(lambda _: tensors[next(names)], state)
+
+
 def state_bytes(state: DecoderState) -> int:
     """Bytes of all tensors together."""
     total = 0
@@ -50,6 +72,16 @@ def state_bytes(state: DecoderState) -> int:
 
     _map(count, state)
     return total
+
+
+def _visit(value: Any, name: str, found: dict[str, Tensor]) -> None:
+    """Note the tensors of nested tuples, in the order in which `_map` meets them."""
+    if isinstance(value, Tensor):
+        found[name] = value
+    elif value is not None:
+        keys = getattr(value, "_fields", range(len(value)))
+        for key, child in zip(keys, value, strict=True):
+            _visit(child, f"{name}.{key}" if name else str(key), found)
 
 
 def _map(function: Callable[..., Tensor], first: Any, *rest: Any) -> Any:

@@ -40,10 +40,19 @@ class TrainSection:
         weight_decay: AdamW's, on matrices; embeddings, norms and biases have none.
         clip_norm: longer gradients are shortened to this norm; 0 leaves them alone.
         precision: of matrix products; weights, sums and states are float32 in both.
+        gradient_checkpointing: keep only each layer's input for the backward pass and compute the
+            rest again: far less memory for a third more work.
+        carry_state: each row goes on reading where it stopped at the step before, with the state
+            it had: truncated back-propagation, for documents longer than seq_len. False: windows
+            from anywhere, each starting with nothing.
+        shard: over how many processes one copy of the weights is spread: `full` is all, `node`
+            those of one machine, `none` keeps a copy in each.
+        sequence_ranks: processes that share each row, seq_len / sequence_ranks tokens each.
         log_every: steps from one line of metrics.jsonl to the next.
         eval_every: steps from one validation to the next.
         eval_tokens: validate with this many tokens from the start of the validation text; 0 is all.
         save_every: steps from one checkpoint to the next.
+        keep: checkpoints to keep; an older one serves when the newest is damaged.
         sample_every: steps from one sample text to the next.
         sample_prompt: what it continues; empty starts a document.
         sample_tokens: its length; 0 writes none.
@@ -64,16 +73,29 @@ class TrainSection:
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    carry_state: bool = False
+    shard: Literal["full", "node", "none"] = "full"
+    sequence_ranks: int = 1
     log_every: int = 10
     eval_every: int = 200
     eval_tokens: int = 0
     save_every: int = 200
+    keep: int = 2
     sample_every: int = 0
     sample_prompt: str = ""
     sample_tokens: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "accumulate", "log_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "seq_len",
+            "accumulate",
+            "sequence_ranks",
+            "log_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
         for name in (
@@ -92,6 +114,11 @@ class TrainSection:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulate "
                 f"({self.accumulate}), the parts it is computed in; change one of them"
+            )
+        if self.seq_len % self.sequence_ranks:
+            raise ValueError(
+                f"seq_len ({self.seq_len}) must be a multiple of sequence_ranks "
+                f"({self.sequence_ranks}), which share each row; change one of them"
             )
         if self.learning_rate <= 0:
             raise ValueError(

@@ -4,18 +4,19 @@ How that is so. A step is written to a hidden folder of `trainer/`, flushed to t
 renamed to `trainer/step-N`. That one rename is the save: before it the last step is the older one,
 after it the newer, and both hold weights, optimizer and progress of one and the same step. All
 else follows from `trainer/step-N` and can be made again: what users read, `model.safetensors` and
-`config.json` beside `trainer/`, are hard links to its files, put in place by a rename each, first
-when the step is saved and again when a run goes on; the older step is deleted only then. Of
-metrics.jsonl, flushed before the save, what is not older than the step is written again. A link
-shares its bytes with the other name, so checksums tell when someone has written into the file
-rather than replaced it, or when the disk has.
+`config.json` beside `trainer/`, are hard links to the files of `trainer/step-N/model`, put in place
+by a rename each, first when the step is saved and again when a run goes on; the oldest step is
+deleted only then. Of metrics.jsonl, flushed before the save, what is not older than the step is
+written again. A link shares its bytes with the other name, so checksums tell when someone has
+written into the file rather than replaced it, or when the disk has. Then the step before serves:
+what a run computes does not depend on where it goes on from.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ try:
 except ImportError:  # Windows: nobody watches that two runs do not share a folder
     fcntl = None
 
-FORMAT = 1
+FORMAT = 2
 PROGRESS = "progress.json"
-PUBLISHED = ("config.json", "model.safetensors")
+MODEL = "model"
+"""Folder of a step whose files are published."""
 
 
 class RunFolder:
@@ -66,58 +68,82 @@ class RunFolder:
                     ) from None
             yield
 
-    def latest(self) -> Path | None:
-        """Folder of the last step that was saved, or None."""
+    def steps(self) -> list[Path]:
+        """Folders of the steps that are kept, the newest first."""
         steps = {int(p.name[5:]): p for p in self.trainer.glob("step-*") if p.name[5:].isdigit()}
-        return steps[max(steps)] if steps else None
+        return [steps[number] for number in sorted(steps, reverse=True)]
 
-    def save(self, step: int, progress: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Save a step, publish it and delete the one before.
+    def latest_sound(self) -> tuple[Path | None, list[str]]:
+        """The newest step whose files are as they were written, and what is wrong with newer ones.
+
+        A damaged step is put aside, as `damaged-step-N`.
+
+        Raises:
+            ValueError: there are steps, and all are damaged.
+        """
+        steps, troubles = self.steps(), []
+        for step in steps:
+            try:
+                read_progress(step)
+            except ValueError as error:
+                troubles.append(str(error))
+                continue
+            for bad in steps[: len(troubles)]:
+                aside = bad.with_name(f"damaged-{bad.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                bad.rename(aside)
+            return step, troubles
+        if steps:
+            raise ValueError(
+                f"{troubles[0]}, and no older step is whole; restore one from a backup, or delete "
+                f"{self.trainer} and {self.path / 'model.safetensors'} to start over"
+            )
+        return None, []
+
+    def begin(self) -> Path:
+        """Make the folder that the files of the next step are written to."""
+        work = self.trainer / ".saving"
+        shutil.rmtree(work, ignore_errors=True)
+        (work / MODEL).mkdir(parents=True)
+        return work
+
+    def commit(self, step: int, progress: dict[str, Any], keep: int = 1) -> None:
+        """Make what was written a step, publish it and delete the oldest.
 
         Args:
             step: updates done.
             progress: what else resuming needs, as JSON.
-            write: writes files into the folder that it is given.
-
-        Raises:
-            ValueError: the disk is full or refuses; the step before is still there.
+            keep: steps to keep, this one included.
         """
         work, final = self.trainer / ".saving", self.trainer / f"step-{step}"
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            work.mkdir()
-            write(work)
-            files = {path.name: _flushed_checksum(path) for path in sorted(work.iterdir())}
-            text = json.dumps({"format": FORMAT, "step": step, "files": files, **progress})
-            (work / PROGRESS).write_text(text + "\n", encoding="utf-8")
-            _flush(work / PROGRESS)
-            _flush(work)
-            work.rename(final)
-            _flush(self.trainer)
-        except OSError as error:
-            last = self.latest()
-            kept = f"{last} is kept" if last else "there is none before it"
-            raise ValueError(
-                f"the checkpoint of step {step} cannot be written ({error}); {kept}: "
-                "make room or mend the disk, and run the same command again"
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        paths = sorted(path for path in work.rglob("*") if path.is_file())
+        files = {path.relative_to(work).as_posix(): _flushed_checksum(path) for path in paths}
+        text = json.dumps({"format": FORMAT, "step": step, "files": files, **progress})
+        (work / PROGRESS).write_text(text + "\n", encoding="utf-8")
+        _flush(work / PROGRESS)
+        for folder in [path for path in work.rglob("*") if path.is_dir()]:
+            _flush(folder)
+        _flush(work)
+        work.rename(final)
+        _flush(self.trainer)
         self.publish(final)
-        for older in self.trainer.glob("step-*"):
-            if older != final:
-                self._delete(older)
+        for older in self.steps()[keep:]:
+            self._delete(older)
+
+    def abandon(self) -> None:
+        """Delete what was written of a step that cannot be saved."""
+        shutil.rmtree(self.trainer / ".saving", ignore_errors=True)
 
     def publish(self, step_folder: Path) -> None:
         """Put a step's model where users look for it."""
-        for name in PUBLISHED:
-            temporary = self.path / f".{name}.tmp"
+        for path in sorted((step_folder / MODEL).iterdir()):
+            temporary = self.path / f".{path.name}.tmp"
             temporary.unlink(missing_ok=True)
             try:
-                os.link(step_folder / name, temporary)
+                os.link(path, temporary)
             except OSError:  # a file system without hard links
-                shutil.copyfile(step_folder / name, temporary)
-            temporary.replace(self.path / name)
+                shutil.copyfile(path, temporary)
+            temporary.replace(self.path / path.name)
             # POSIX: renaming a link over another of the same file does nothing at all.
             temporary.unlink(missing_ok=True)
 
@@ -130,7 +156,7 @@ class RunFolder:
 
 
 def read_progress(step_folder: Path) -> dict[str, Any]:
-    """What `RunFolder.save` got as progress, and the step.
+    """What `RunFolder.commit` got as progress, and the step.
 
     Raises:
         ValueError: a file of the step is missing, or not as it was written.
@@ -143,10 +169,7 @@ def read_progress(step_folder: Path) -> dict[str, Any]:
             if _checksum(step_folder / name) != checksum:
                 raise ValueError(f"{name} is not as it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{step_folder} is damaged ({error}); restore it from a backup, or delete "
-            f"{step_folder.parent} and {step_folder.parents[1] / 'model.safetensors'} to start over"
-        ) from None
+        raise ValueError(f"{step_folder} is damaged ({error})") from None
     return progress
 
 

@@ -3,30 +3,33 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from retnet.data import Batch, Corpus, training_batch
-from retnet.hub import dump_toml, load_checkpoint, save_checkpoint
-from retnet.model import Decoder
+from retnet.data import Batch, Corpus
+from retnet.hub import dump_toml, save_weights
+from retnet.model import Decoder, DecoderState
 from retnet.model.scoring import score
+from retnet.model.state import detach_state
 from retnet.train.config import RunConfig
 from retnet.train.display import Display, Pace, RunningMean
-from retnet.train.folder import RunFolder
+from retnet.train.feed import Feed
+from retnet.train.folder import MODEL, RunFolder
 from retnet.train.metrics import Metrics, MetricsLog
-from retnet.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from retnet.train.optimizer import build_optimizer, optimizer_tensors
+from retnet.train.ranks import Ranks
+from retnet.train.saving import STATE, Saver, read_tensors
 from retnet.train.schedule import learning_rate
+from retnet.train.sharding import shard_model, whole
 from retnet.train.signals import StopRequest, StopRequested
 from retnet.train.validation import Validation
 
-OPTIMIZER = "optimizer.safetensors"
 RUN = "run.toml"
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -65,90 +68,101 @@ class Loop:
         corpus: Corpus,
         folder: RunFolder,
         display: Display,
-        device: torch.device,
+        ranks: Ranks,
         progress: Progress,
+        saved: Path | None,
     ) -> None:
         self.config = config
         self.progress = progress
         self._corpus = corpus
         self._folder = folder
         self._display = display
-        self._device = device
+        self._ranks = ranks
         self._autocast = partial(
             torch.autocast,
-            device.type,
+            ranks.device.type,
             dtype=torch.bfloat16,
             enabled=config.train.precision == "bfloat16",
         )
         torch.manual_seed(derived_seed(config.run.seed, "weights"))
-        self.model = Decoder(config.model).to(device).train()
+        self.model = Decoder(config.model).to(ranks.device).train()
+        self.model.gradient_checkpointing = config.train.gradient_checkpointing
+        self.num_parameters = self.model.num_parameters()
+        shard_model(self.model, ranks, config.train.shard)
+        # Kept: between forward and backward a sharded model shows other tensors in their place.
+        self._parameters = dict(self.model.named_parameters())
         self._optimizer = build_optimizer(self.model, config.train)
+        self._feed = Feed(corpus.train, config, ranks, self.model)
+        self._saver = Saver(folder, ranks, self._write_step, config.train.keep)
         self._saved_step = 0
-        if progress.step:
-            self._restore(folder.trainer / f"step-{progress.step}")
-        self._validation = Validation(config, corpus, device, self._autocast)
-        self._log = MetricsLog(folder.path / "metrics.jsonl", before_step=progress.step)
-        self._unread: list[tuple[Tensor, Tensor]] = []
+        if saved is not None:
+            self._restore(saved)
+        self._validation = Validation(config, corpus, ranks, self._autocast)
+        self._log: MetricsLog | None = None
+        if ranks.first:
+            self._log = MetricsLog(folder.path / "metrics.jsonl", before_step=progress.step)
+        self._unread: list[Tensor] = []
         self._losses = RunningMean()
         self._logged = (progress.step, 0.0)
 
     def run(self) -> bool:
         """Train to the last step; False if a signal asked to stop before."""
-        progress, steps = self.progress, self.config.train.steps
-        self._pace = Pace(self.config.train.tokens_per_step)
-        with StopRequest() as stop, self._display.training(progress.step, steps):
+        progress, train, ranks = self.progress, self.config.train, self._ranks
+        self._pace = Pace(train.tokens_per_step)
+        with ExitStack() as stack:
+            if self._log is not None:
+                stack.callback(self._log.close)
+            stack.callback(self._saver.close)
+            stop = stack.enter_context(StopRequest())
+            stack.enter_context(self._display.training(progress.step, train.steps))
             try:
                 if progress.step:
                     self._report(stop)
-                while progress.step < steps:
+                while progress.step < train.steps:
                     self._step()
-                    if self._due(self.config.train.save_every) or stop.name:
+                    self._saver.poll()
+                    stopping = ranks.any(stop.name is not None)
+                    if self._due(train.save_every) or stopping:
                         self._save()
-                    if stop.name:
+                    if stopping:
                         raise StopRequested
                     self._report(stop)
+                self._saver.wait()
             except StopRequested:
                 self._save()
+                self._saver.wait()
                 return False
-            finally:
-                self._log.close()
         return True
 
     def _step(self) -> None:
-        config, progress = self.config, self.progress
+        config, progress, ranks = self.config, self.progress, self._ranks
         self._pace.begin_step()
-        torch.manual_seed(derived_seed(config.run.seed, f"step {progress.step}"))
+        purpose = f"step {progress.step}" + (f" rank {ranks.rank}" if ranks.rank else "")
+        torch.manual_seed(derived_seed(config.run.seed, purpose))
         rate = learning_rate(config.train, progress.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss = accumulate_gradients(
-            self.model, self._batches(), config.train.tokens_per_step, self._autocast
+        loss, states = accumulate_gradients(
+            self.model,
+            self._feed.parts(progress.step),
+            config.train.tokens_per_step,
+            self._autocast,
+            processes=ranks.size,
         )
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.train.clip_norm or math.inf
+        self._feed.carry(states)
+        norm = whole(
+            torch.nn.utils.clip_grad_norm_(
+                self._parameters.values(), config.train.clip_norm or math.inf
+            )
         )
-        self._unread.append((loss, norm))
+        self._unread.append(torch.stack([ranks.sum(loss), norm]))
         progress.step += 1
-        if self._device.type == "cpu":
+        if ranks.device.type == "cpu":
             self._read_losses()  # before the update: the weights stay sound
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._pace.end_step()
         self._display.step(progress.step, self._losses.value, self._pace)
-
-    def _batches(self) -> Iterable[Batch]:
-        train = self.config.train
-        for part in range(train.accumulate):
-            batch = training_batch(
-                self._corpus.train,
-                seq_len=train.seq_len,
-                batch_size=train.batch_size,
-                seed=self.config.run.seed,
-                step=self.progress.step,
-                micro_step=part,
-                micro_steps=train.accumulate,
-            )
-            yield Batch(*(tensor.to(self._device, non_blocking=True) for tensor in batch))
 
     def _due(self, every: int) -> bool:
         step, steps = self.progress.step, self.config.train.steps
@@ -159,18 +173,18 @@ class Loop:
         if not self._unread:
             return
         first = self.progress.step - len(self._unread) + 1
-        values = torch.stack([torch.stack(pair) for pair in self._unread]).tolist()
+        values = torch.stack(self._unread).tolist()
         self._unread.clear()
         for step, (loss, norm) in enumerate(values, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise ValueError(self._diverged(f"loss ({loss}) and gradient norm ({norm})", step))
+                raise self._diverged(f"loss ({loss}) and gradient norm ({norm})", step)
             self.progress.unlogged.append((loss, norm))
             self._losses.add(loss)
 
-    def _diverged(self, what: str, step: int) -> str:
+    def _diverged(self, what: str, step: int) -> BaseException:
         saved = self._saved_step
         kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
-        return (
+        return self._ranks.failure(
             f"{what} of step {step} must be finite numbers: training diverged; {kept}. Start a new "
             f"run in another run.dir with a lower train.learning_rate "
             f"({self.config.train.learning_rate}), more train.warmup_steps "
@@ -188,9 +202,12 @@ class Loop:
             self._write({"sample": text})
         if self._due(train.eval_every):
             self._read_losses()
-            values = self._validation.score(self.model, stop.stoppable)
+            # One process alone may stop in the middle; of several, none may leave the others.
+            values = self._validation.score(
+                self.model, stop.stoppable if self._ranks.size == 1 else iter
+            )
             if not all(map(math.isfinite, values.values())):
-                raise ValueError(self._diverged(f"validation losses ({values})", step))
+                raise self._diverged(f"validation losses ({values})", step)
             self._display.validation(step, values)
             self._write(values)
 
@@ -212,59 +229,74 @@ class Loop:
         }
 
     def _write(self, metrics: Metrics) -> None:
-        step = self.progress.step
-        tokens = step * self.config.train.tokens_per_step
-        self._log.append({"step": step, "tokens": tokens, **metrics})
+        if self._log is not None:
+            step = self.progress.step
+            tokens = step * self.config.train.tokens_per_step
+            self._log.append({"step": step, "tokens": tokens, **metrics})
 
     def _save(self) -> None:
         if self.progress.step == self._saved_step:
             return
         self._read_losses()
-        self._log.sync()
-        saved = {
+        if self._log is not None:
+            self._log.sync()
+        progress = {
             "corpus": self.progress.corpus,
             "seconds": self.progress.seconds + self._pace.training_seconds,
-            "unlogged": self.progress.unlogged,
+            "unlogged": list(self.progress.unlogged),
         }
-        self._folder.save(self.progress.step, saved, self._write_step)
+        self._saver.save(self.progress.step, progress, self._parameters, self._resume_tensors())
         self._saved_step = self.progress.step
 
-    def _write_step(self, folder: Path) -> None:
-        save_checkpoint(folder, self.model)
-        save_file(optimizer_tensors(self.model, self._optimizer), folder / OPTIMIZER)
+    def _resume_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides the weights."""
+        return optimizer_tensors(self._parameters, self._optimizer) | self._feed.tensors()
+
+    def _write_step(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        save_weights(folder / MODEL, self.config.model, weights, self._corpus.tokenizer)
         (folder / RUN).write_text(dump_toml(self.config), encoding="utf-8")
 
-    def _restore(self, folder: Path) -> None:
-        saved, _ = load_checkpoint(folder)
-        # Copied into the new model's own memory: see `restore_optimizer`.
-        self.model.load_state_dict(saved.state_dict())
-        restore_optimizer(self.model, self._optimizer, load_file(folder / OPTIMIZER))
-        self._folder.publish(folder)
+    def _restore(self, step_folder: Path) -> None:
+        alone, state = self._ranks.size == 1, self._resume_tensors()
+        read_tensors(step_folder / MODEL, self._parameters, alone=alone)
+        read_tensors(step_folder / STATE, state, alone=alone)
+        self._feed.restore(state)
+        if self._ranks.first:
+            self._folder.publish(step_folder)
         self._saved_step = self.progress.step
 
 
 def accumulate_gradients(
-    model: Decoder, batches: Iterable[Batch], num_targets: int, autocast: Autocast
-) -> Tensor:
-    """Add the gradients of the mean loss over all batches.
+    model: Decoder,
+    parts: Iterable[tuple[Batch, DecoderState | None]],
+    num_targets: int,
+    autocast: Autocast,
+    *,
+    processes: int = 1,
+) -> tuple[Tensor, list[DecoderState]]:
+    """Add the gradients of the mean loss over all parts of a step.
 
     Args:
         model: its gradients grow.
-        batches: parts of a step.
-        num_targets: tokens to predict in all of them.
+        parts: batches, and the state before each.
+        num_targets: tokens to predict in all parts of all processes.
         autocast: makes the context of the forward pass.
+        processes: how many share the step, each with parts of its own; their gradients are
+            averaged.
 
     Returns:
-        The loss, nats per token, on the model's device.
+        This process's share of the loss, nats per token, on the model's device, and the state
+        after each part, through which no gradient flows on.
     """
-    total = torch.zeros((), device=model.embed_tokens.weight.device)
-    for batch in batches:
+    losses, after = [], []
+    for batch, state in parts:
         with autocast():
-            nats = score(model, batch.inputs, batch.targets, starts=batch.starts).nats
-        loss = nats / num_targets
-        loss.backward()
-        total += loss.detach()
-    return total
+            got = score(model, batch.inputs, batch.targets, state=state, starts=batch.starts)
+        loss = got.nats / num_targets
+        (loss * processes).backward()
+        losses.append(loss.detach())
+        after.append(detach_state(got.state))
+    return torch.stack(losses).sum(), after
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -1,6 +1,6 @@
 """AdamW with weight decay where it belongs, and its state as named tensors."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 
 
 def build_optimizer(model: nn.Module, config: TrainSection) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over all parameters, in two groups."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over what learns, in two groups.
+
+    Its averages are there from the beginning, zero, so that a checkpoint can be read into them.
+    """
     decayed = decayed_parameters(model)
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        groups[name in decayed].append(parameter)
-    return torch.optim.AdamW(
+        if parameter.requires_grad:
+            groups[name in decayed].append(parameter)
+    optimizer = torch.optim.AdamW(
         [
             {"params": groups[True], "weight_decay": config.weight_decay},
             {"params": groups[False], "weight_decay": 0.0},
@@ -36,35 +40,21 @@ def build_optimizer(model: nn.Module, config: TrainSection) -> torch.optim.AdamW
         betas=config.betas,
         fused=True,  # one pass over memory, on CPUs too
     )
+    for parameter in groups[True] + groups[False]:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that the optimizer remembers, as `<what>/<parameter>`; empty before the first step."""
+def optimizer_tensors(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """All that the optimizer remembers, as `<what>/<parameter>`: its own tensors, no copies."""
     return {
         f"{key}/{name}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """Give a new optimizer what `optimizer_tensors` returned.
-
-    Raises:
-        ValueError: a tensor belongs to no parameter or has another shape.
-    """
-    parameters = dict(model.named_parameters())
-    state: dict[Tensor, dict[str, Any]] = {}
-    for full_name, tensor in tensors.items():
-        key, _, name = full_name.partition("/")
-        parameter = parameters.get(name)
-        if parameter is None or tensor.shape not in (parameter.shape, torch.Size()):
-            raise ValueError(
-                f"optimizer state {full_name} {tuple(tensor.shape)} fits no parameter of the model;"
-                " the files of a checkpoint must come from the same save"
-            )
-        # A copy: tensors of a file lie at odd addresses, where sums may round differently.
-        state.setdefault(parameter, {})[key] = tensor.to(parameter.device, copy=True)
-    optimizer.state.update(state)

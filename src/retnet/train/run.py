@@ -1,5 +1,6 @@
 """`train`: begin a run, or go on with it, in its folder."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from retnet.train.loop import RUN, Loop, Progress
 from retnet.train.memory import keep_freed_memory
 from retnet.train.metrics import Metrics, read_metrics
 from retnet.train.plot import plot_metrics
+from retnet.train.ranks import Ranks, joined
 from retnet.train.resume import corpus_fingerprint, refuse_changes, refuse_other_text
 
 PLOT = "loss.png"
@@ -37,13 +39,31 @@ class TrainResult:
     metrics: Metrics
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a run stands before this call takes it further.
+
+    Attributes:
+        config: with the vocabulary filled in.
+        progress: of the step that is saved.
+        saved: folder of that step; None at the beginning.
+        tokens: folder of the corpus; None if nothing is left to do.
+    """
+
+    config: RunConfig
+    progress: Progress
+    saved: Path | None
+    tokens: Path | None
+
+
 def train(
     config: RunConfig, *, base: str | Path | None = None, console: Console | None = None
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted, as if it had not been.
 
-    Tokens are kept beside the run's folder, in `.tokens`, for all runs there. SIGINT and SIGTERM
-    save and return. torch's own random numbers are left as they were.
+    Under `torchrun` the processes share the run; the first of them talks and logs. Tokens are kept
+    beside the run's folder, in `.tokens`, for all runs there. SIGINT and SIGTERM save and return.
+    torch's own random numbers are left as they were.
 
     Args:
         config: the run.
@@ -53,49 +73,37 @@ def train(
     Raises:
         ValueError: text, vocabulary and model do not fit together, the folder belongs to a run
             with other settings or is damaged, training diverged, or the disk is full.
+        SystemExit: in the other processes, when one of these ended the first before any step.
     """
     keep_freed_memory()
     base = Path.cwd() if base is None else Path(base)
-    display = Display(console)
     folder = RunFolder(base / config.run.dir)
-    with folder.locked():
-        saved = folder.latest()
-        progress, old = Progress(corpus="", unlogged=[]), config
-        if saved is not None:
-            progress = _progress(saved)
-            old = from_dict(RunConfig, load_toml(saved / RUN))
-            refuse_changes(old, config)
-            if _is_complete(folder, progress.step, config):
-                display.note(
-                    f"{folder.path} is complete with {progress.step} steps; raise train.steps "
-                    f"({config.train.steps}) to go on"
-                )
-                return _result(folder, progress.step, finished=True)
-        with display.preparing() as report:
-            corpus = prepare(
-                config.data, folder.path.parent / ".tokens", base=base, progress=report
-            )
-        config = fit_vocabulary(config, corpus.tokenizer)
+    with joined(config.train.sequence_ranks) as ranks, ExitStack() as stack:
+        display = Display(console if ranks.first else Console(quiet=True))
+
+        def prepare_run() -> _Start:
+            _check_shares(config, ranks)
+            stack.enter_context(folder.locked())
+            return _start(config, base, folder, display)
+
+        start = ranks.on_first(prepare_run)
+        if start.tokens is None:
+            return _result(folder, start.progress.step, finished=True)
+        config, progress = start.config, start.progress
+        corpus = Corpus.open(start.tokens)
         passes = _passes(config, corpus)
-        fingerprint = corpus_fingerprint(corpus)
-        if saved is not None:
-            refuse_other_text(old, config, progress.corpus, fingerprint)
-            display.note(f"going on from step {progress.step} in {folder.path}")
-        progress.corpus = fingerprint
-        corpus.tokenizer.save(folder.path)
-        text = dump_toml(config)
-        write_atomic(folder.path / RUN, lambda path: path.write_text(text, encoding="utf-8"))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            loop = Loop(config, corpus, folder, display, device, progress)
-            millions = loop.model.num_parameters() / 1e6
+        with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
+            loop = Loop(config, corpus, folder, display, ranks, progress, start.saved)
+            millions = loop.num_parameters / 1e6
+            where = ranks.device.type + (f" in {ranks.size} processes" if ranks.size > 1 else "")
             display.note(
                 f"{millions:.2f} M parameters, {corpus.train.num_tokens:,} tokens of text, "
-                f"{passes:.2f} passes over it, on {device} in {config.train.precision}"
+                f"{passes:.2f} passes over it, on {where} in {config.train.precision}"
             )
             finished = loop.run()
-        name = f"{folder.path.name}: {millions:.2f} M parameters, step {progress.step}"
-        _draw(folder, display, name)
+        if ranks.first:
+            name = f"{folder.path.name}: {millions:.2f} M parameters, step {progress.step}"
+            _draw(folder, display, name)
         display.note(
             f"saved in {folder.path}"
             if finished
@@ -103,6 +111,46 @@ def train(
             "goes on from there"
         )
         return _result(folder, progress.step, finished)
+
+
+def _check_shares(config: RunConfig, ranks: Ranks) -> None:
+    train = config.train
+    if train.batch_size % (ranks.data_size * train.accumulate):
+        raise ValueError(
+            f"train.batch_size ({train.batch_size}) must be a multiple of train.accumulate "
+            f"({train.accumulate}) times the processes that share its rows ({ranks.data_size}); "
+            "change one of them"
+        )
+
+
+def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -> _Start:
+    """Read the text, and check that the run may begin or go on."""
+    saved, troubles = folder.latest_sound()
+    for trouble in troubles:
+        display.note(f"{trouble}; it is put aside, and the step before it serves")
+    progress, old = Progress(corpus="", unlogged=[]), config
+    if saved is not None:
+        progress = _progress(saved)
+        old = from_dict(RunConfig, load_toml(saved / RUN))
+        refuse_changes(old, config)
+        if _is_complete(folder, progress.step, config):
+            display.note(
+                f"{folder.path} is complete with {progress.step} steps; raise train.steps "
+                f"({config.train.steps}) to go on"
+            )
+            return _Start(config=config, progress=progress, saved=saved, tokens=None)
+    with display.preparing() as report:
+        corpus = prepare(config.data, folder.path.parent / ".tokens", base=base, progress=report)
+    config = fit_vocabulary(config, corpus.tokenizer)
+    _passes(config, corpus)  # checks the lengths
+    fingerprint = corpus_fingerprint(corpus)
+    if saved is not None:
+        refuse_other_text(old, config, progress.corpus, fingerprint)
+        display.note(f"going on from step {progress.step} in {folder.path}")
+    progress.corpus = fingerprint
+    text = dump_toml(config)
+    write_atomic(folder.path / RUN, lambda path: path.write_text(text, encoding="utf-8"))
+    return _Start(config=config, progress=progress, saved=saved, tokens=corpus.folder)
 
 
 def _progress(saved: Path) -> Progress:

@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from retnet.data import Batch, Corpus, Tokenizer, TokenStream, eval_windows, stream_segments
+from retnet.data import (
+    Batch,
+    Corpus,
+    Tokenizer,
+    TokenStream,
+    eval_windows,
+    share_rows,
+    stream_segments,
+)
 from retnet.model import Decoder
 from retnet.model.generation import generate
 from retnet.model.sampling import Sampling
 from retnet.model.scoring import total_nats
 from retnet.train.config import RunConfig
+from retnet.train.ranks import Ranks
 
 SAMPLING = Sampling(temperature=0.8)
 """A little below 1 hides the unlikely tokens of a young model and keeps its texts apart."""
@@ -47,17 +56,19 @@ class Validation:
         self,
         config: RunConfig,
         corpus: Corpus,
-        device: torch.device,
+        ranks: Ranks,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.stream = beginning(corpus.valid, corpus.tokenizer, config.train.eval_tokens)
         self._config = config
         self._tokenizer = corpus.tokenizer
-        self._device = device
+        self._ranks = ranks
         self._autocast = autocast
 
     def score(self, model: Decoder, wrap: Wrap = iter) -> dict[str, float]:
         """Score the text in the run's precision, once in windows and once with the state carried.
+
+        The processes of a run share the rows and add up what they found.
 
         Args:
             model: its mode is restored.
@@ -68,8 +79,8 @@ class Validation:
             in training, and the same with `_carried`, where each row reads whole documents on end.
             A loss is in nats per token; bits are those of all tokens over the bytes of the text.
         """
-        train = self._config.train
-        rows = train.batch_size // train.accumulate
+        train, ranks = self._config.train, self._ranks
+        rows = max(train.batch_size // train.accumulate // ranks.data_size, 1) * ranks.size
         result: dict[str, float] = {}
         for suffix, batches, carry in (
             ("", eval_windows(self.stream, seq_len=train.seq_len, batch_size=rows), False),
@@ -80,8 +91,9 @@ class Validation:
             ),
         ):
             with self._autocast():
-                moved = (self._to_device(batch) for batch in wrap(batches))
-                nats, count = total_nats(model, moved, carry_state=carry)
+                shares = (self._share(batch) for batch in wrap(batches))
+                mine = total_nats(model, shares, carry_state=carry)
+            nats, count = ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
             result[f"valid_loss{suffix}"] = nats / count
             result[f"valid_bits_per_byte{suffix}"] = nats / math.log(2) / self.stream.num_bytes
         return result
@@ -103,5 +115,6 @@ class Validation:
             model.train(training)
         return config.train.sample_prompt + completion.text
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return Batch(*(tensor.to(self._device) for tensor in batch))
+    def _share(self, batch: Batch) -> Batch:
+        mine = share_rows(batch, self._ranks.rank, self._ranks.size)
+        return Batch(*(tensor.to(self._ranks.device) for tensor in mine))
