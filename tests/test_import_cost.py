@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-SLOW = ("torch", "transformers", "matplotlib")
+SLOW = (
+    *("torch", "transformers", "peft", "matplotlib", "tensorboard"),
+    *("datasets", "pyarrow", "huggingface_hub"),
+)
 
 REPORT = f"""
 import sys

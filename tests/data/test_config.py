@@ -14,9 +14,11 @@ def test_vocabulary_size_is_not_asked_of_other_kinds():
     assert TokenizerConfig(kind="bytes", vocab_size=1).kind == "bytes"
 
 
-@pytest.mark.parametrize(("kind", "path"), [("file", ""), ("bpe", "tokenizer.json")])
-def test_tokenizer_path_goes_with_kind_file_and_no_other(kind, path):
-    with pytest.raises(ValueError, match=r"tokenizer.path .* must be given for kind 'file'"):
+@pytest.mark.parametrize(
+    ("kind", "path"), [("file", ""), ("pretrained", ""), ("bpe", "tokenizer.json")]
+)
+def test_tokenizer_path_goes_with_kinds_that_are_loaded(kind, path):
+    with pytest.raises(ValueError, match=r"tokenizer.path .* for kind 'file' or 'pretrained' and"):
         TokenizerConfig(kind=kind, path=path)
 
 
@@ -40,3 +42,16 @@ def test_held_out_share_lies_between_nothing_and_all(fraction):
 def test_broken_split_expression_is_refused():
     with pytest.raises(ValueError, match=r"split_on \('\('\) must be a regular expression"):
         DataConfig(train=("a",), split_on="(")
+
+
+def test_streaming_asks_for_a_data_set():
+    assert DataConfig(train=("a",), valid=("hf:b",), streaming=True).streaming
+    with pytest.raises(
+        ValueError, match=r"streaming \(True\) must go with a data set, .* leave it"
+    ):
+        DataConfig(train=("a",), streaming=True)
+
+
+def test_negative_limit_is_refused():
+    with pytest.raises(ValueError, match=r"max_bytes \(-1\) must not be negative, and 0 reads"):
+        DataConfig(train=("a",), max_bytes=-1)

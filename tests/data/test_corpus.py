@@ -1,9 +1,12 @@
 import gzip
 import json
+import sys
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from retnet.data.corpus import Documents, cut_documents, find_files
 
@@ -32,7 +35,8 @@ def test_files_folders_and_globs_are_found_once_and_in_order(tmp_path):
 @pytest.mark.parametrize("entry", ["missing.txt", "*.md", "empty"])
 def test_entry_that_matches_nothing_is_named(tmp_path, entry):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"valid entry '.*' must match .* none .*start at /"):
+    message = r"valid entry '.*' must match .* none .*start at /.*; correct the name$"
+    with pytest.raises(ValueError, match=message):
         find_files([entry], tmp_path, option="valid")
 
 
@@ -116,3 +120,69 @@ def test_bad_record_is_named_with_file_and_line(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"a\.jsonl, " + message):
         read(tmp_path / "a.jsonl")
+
+
+def test_rows_of_parquet_are_documents_and_null_is_none(tmp_path):
+    texts = ["one", None, "", *(f"row {row}" for row in range(300))]
+    table = pa.table({"id": list(range(len(texts))), "body": texts})
+    parquet.write_table(table, tmp_path / "a.PARQUET", row_group_size=100)
+    assert read(tmp_path / "a.PARQUET", text_field="body") == [text for text in texts if text]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_every_type_of_text_column_is_read(tmp_path, kind):
+    table = pa.table({"text": pa.array(["one", "two", "one"]).cast(kind)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == ["one", "two", "one"]
+
+
+def test_wrong_column_of_parquet_is_named(tmp_path):
+    parquet.write_table(pa.table({"id": [1], "body": ["x"]}), tmp_path / "a.parquet")
+    for field, message in (
+        (
+            "text",
+            r"a\.parquet must have the column 'text', and it has \['body', 'id'\]; set text_f",
+        ),
+        ("id", r"a\.parquet, row 1: the column 'id' must hold strings, and this is int; set text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "a.parquet", text_field=field)
+
+
+@pytest.mark.parametrize("damage", [slice(0, 0), slice(0, -9), slice(9, None)])
+def test_broken_parquet_file_is_named(tmp_path, damage):
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": ["x" * 99]}), file)
+    file.write_bytes(file.read_bytes()[damage])
+    with pytest.raises(
+        ValueError, match=r"a\.parquet must be a whole Parquet file .*write it again"
+    ):
+        read(file)
+
+
+def test_parquet_text_that_is_not_unicode_is_named(tmp_path):
+    column = pa.array([b"\xff"], pa.binary()).cast(pa.string(), safe=False)
+    parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet must be a whole Parquet .*can't decode byte"):
+        read(tmp_path / "a.parquet")
+
+
+def test_missing_parquet_library_is_named_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(
+        ValueError, match=r"a\.parquet must .* 'pyarrow', .*pip install 'retnet\[data"
+    ):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.parquet"])
+def test_vanished_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} .*No such file.*; (bring it back|write it)"):
+        read(tmp_path / name)
+
+
+def test_reading_ends_after_the_document_that_reaches_the_limit(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{"é" * 5}"}}\n' for _ in range(5)))
+    files = (tmp_path / "a.jsonl", tmp_path / "missing.txt")
+    for max_bytes, number in ((1, 1), (10, 1), (11, 2), (50, 5)):
+        assert list(Documents(files, max_bytes=max_bytes)) == ["é" * 5] * number

@@ -1,6 +1,9 @@
 import gzip
 import json
 import os
+import resource
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,13 +169,106 @@ def test_leftovers_of_a_killed_call_are_removed(home):
     assert not leftover.exists()
 
 
-def test_damaged_file_is_named(home):
+def cut_short(file):
+    with file.open("r+b") as opened:
+        opened.truncate(10)
+
+
+def overwrite(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("train/tokens.bin", cut_short, r"tokens\.bin must have \d+ bytes and has 10"),
+        ("valid/tokens.bin", Path.unlink, r"tokens\.bin must have \d+ bytes and has 0"),
+        ("train/tokens.bin", overwrite, r"documents\.bin and .*tokens\.bin do not fit together"),
+        ("train/documents.bin", overwrite, r"documents\.bin and .*tokens\.bin do not fit together"),
+        ("train/index.json", cut_short, r"Unterminated|Expecting"),
+        ("valid/index.json", Path.unlink, r"index\.json"),
+        ("train", shutil.rmtree, r"index\.json"),
+        ("tokenizer.json", cut_short, r"tokenizer\.json must be"),
+        ("tokenizer_config.json", cut_short, r"tokenizer_config\.json must"),
+    ],
+)
+def test_damaged_corpus_is_named_and_made_anew_once_deleted(home, name, damage, message):
     config = DataConfig(train=("text",), tokenizer=BYTES)
-    folder = prepare(config, home / "cache", base=home).folder
-    with (folder / "train" / "tokens.bin").open("r+b") as file:
-        file.truncate(10)
-    with pytest.raises(ValueError, match=r"tokens\.bin must have \d+ bytes and has 10.*; delete /"):
+    corpus = prepare(config, home / "cache", base=home)
+    tokens = np.array(corpus.train.tokens)
+    damage(corpus.folder / name)
+    remedy = rf"; delete {corpus.folder} and run the same command again"
+    with pytest.raises(ValueError, match=rf"were damaged after .*{message}.*{remedy}"):
         prepare(config, home / "cache", base=home)
+    shutil.rmtree(corpus.folder)
+    assert np.array_equal(prepare(config, home / "cache", base=home).train.tokens, tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Path.unlink, r"39\.txt cannot be read \(No such file.*; bring it back"),
+        (lambda file: file.write_text("other"), r"must stay as they are .* one has changed; run"),
+        (lambda file: file.write_bytes(b""), r"must stay as they are .* one has changed; run"),
+    ],
+)
+@pytest.mark.parametrize(
+    "stage", ["training the tokenizer", "tokenising train", "tokenising valid"]
+)
+def test_file_that_vanishes_or_changes_meanwhile_is_noticed(home, change, message, stage):
+    config = DataConfig(train=("text",), valid_fraction=0.2)
+
+    def disturb(what, done, _):
+        if what == stage and not done:
+            change(home / "text" / "39.txt")
+
+    with pytest.raises(ValueError, match=message):
+        prepare(config, home / "cache", base=home, progress=disturb)
+    assert [path.suffix for path in (home / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("limit", [100, 9_000])
+def test_full_disk_is_explained_and_nothing_half_made_is_left(home, limit):
+    """A limit on the size of files fails the same write as a full disk, with another number."""
+    config = DataConfig(train=("text",), tokenizer=BYTES)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ValueError, match=r"cache cannot take the tokens \(.*\), .*; make room"):
+            prepare(config, home / "cache", base=home)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.suffix for path in (home / "cache").iterdir()] == [".lock"]
+    assert prepare(config, home / "cache", base=home).train.num_tokens > 0
+
+
+def test_cache_where_a_file_lies_is_explained(home):
+    (home / "cache").write_text("")
+    with pytest.raises(ValueError, match=r"cache cannot take the tokens .*File exists"):
+        prepare(DataConfig(train=("text",), tokenizer=BYTES), home / "cache", base=home)
+
+
+def test_limit_holds_for_train_and_for_valid(home):
+    (home / "valid").mkdir()
+    for number in range(5):
+        (home / "valid" / f"{number}.txt").write_text("x" * 100)
+    config = DataConfig(train=("text",), valid=("valid",), max_bytes=250, tokenizer=BYTES)
+    corpus = prepare(config, home / "cache", base=home)
+    assert 250 <= corpus.train.num_bytes < 500
+    assert corpus.valid.num_documents == 3
+
+
+def test_tokenizer_of_a_long_text_is_trained_on_a_part(home, monkeypatch):
+    monkeypatch.setattr(sys.modules[prepare.__module__], "BPE_BYTES", 2000)
+    read = {}
+    config = DataConfig(train=("text",), tokenizer=TokenizerConfig(vocab_size=300))
+
+    def note(what, done, total):
+        read[what] = (done, total)
+
+    corpus = prepare(config, home / "cache", base=home, progress=note)
+    assert 2000 <= read["training the tokenizer"][0] < 2300
+    assert corpus.train.num_bytes > 4000
 
 
 def test_description_of_the_streams_is_plain_json(home):
@@ -188,7 +284,7 @@ def test_description_of_the_streams_is_plain_json(home):
 
 def test_file_in_both_train_and_valid_is_refused(home):
     config = DataConfig(train=("text",), valid=("text/03.txt",), tokenizer=BYTES)
-    with pytest.raises(ValueError, match=r"valid must share no file with train, .*03\.txt; take"):
+    with pytest.raises(ValueError, match=r"valid must share nothing with train, .*03\.txt; take"):
         prepare(config, home / "cache", base=home)
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from retnet.data.split import select_all, split_documents
+from retnet.data.split import evenly, select_all, split_documents
 
 DOCUMENTS = [f"document {number}\n" * (1 + number % 7) for number in range(1000)]
 
@@ -72,3 +72,13 @@ def test_too_little_text_is_refused(documents):
 def test_no_text_at_all_is_refused_with_the_option_named():
     with pytest.raises(ValueError, match=r"valid must hold text, and its files hold 0 bytes"):
         select_all([], option="valid")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0, 5.0])
+def test_sample_is_spread_over_the_texts_and_of_the_size_asked_for(share):
+    total = num_bytes(DOCUMENTS)
+    sample = list(evenly(DOCUMENTS, total, int(total * share)))
+    assert num_bytes(sample) / total == pytest.approx(min(share, 1), abs=0.01)
+    first_half = num_bytes(set(sample) & set(DOCUMENTS[:500]))
+    assert first_half / num_bytes(sample) == pytest.approx(0.5, abs=0.05)
+    assert sample[0] == DOCUMENTS[0]

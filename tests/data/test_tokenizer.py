@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from retnet.data import Tokenizer
 from retnet.data.byte_level import byte_of_char, cut
@@ -170,6 +170,64 @@ def test_given_tokenizer_of_sentencepiece_kind_streams_bytes(tmp_path):
     # Cutting would put a mark for a space before every piece.
     (document,) = tokenizer.encode_documents(["a a" * 10_000])
     assert document.tolist() == [1, *tokenizer.encode("a a" * 10_000)]
+
+
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def trained_bpe():
+    """As SentencePiece's BPE: bytes are ordinary tokens, a mark for the space begins the text."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<unk>", "<s>", *BYTE_TOKENS], show_progress=False
+    )
+    backend.train_from_iterator([TEXT], trainer)
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = spec["added_tokens"][:2]
+    backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    backend.decoder = sentencepiece_like().decoder
+    return backend
+
+
+def trained_unigram(byte_fallback=True):
+    """As SentencePiece's default model."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator([TEXT], trainer)
+    if byte_fallback:
+        spec = json.loads(backend.to_str())
+        spec["model"]["vocab"] += [[token, -20.0] for token in BYTE_TOKENS]
+        spec["model"]["byte_fallback"] = True
+        backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        backend.decoder = sentencepiece_like().decoder
+    return backend
+
+
+@pytest.mark.parametrize("make", [trained_bpe, trained_unigram])
+@pytest.mark.parametrize("text", ["the fox", "the  lazy\n dog \u2603 \u4e2d\xe9\0", "", " a "])
+def test_trained_tokenizers_of_sentencepiece_kind_stream_bytes(make, text):
+    tokenizer = Tokenizer(make(), "<s>")
+    ids = tokenizer.encode(text)
+    streamed = b"".join(tokenizer.id_bytes(token_id) for token_id in ids).decode()
+    assert streamed.removeprefix(" ") == text.removeprefix(" ")
+    assert tokenizer.decode(ids) == text.removeprefix(" ")
+
+
+def test_tokenizer_that_would_lose_characters_is_refused():
+    with pytest.raises(
+        ValueError, match=r"must hold every byte, so that no text is lost, .*of 243"
+    ):
+        Tokenizer(trained_unigram(byte_fallback=False), "<s>")
+
+
+def test_document_start_that_text_can_hold_is_refused():
+    with pytest.raises(ValueError, match=r"bos_token \('a'\) must be a special token, or it would"):
+        Tokenizer(trained_bpe(), "a")
 
 
 def test_given_tokenizer_keeps_plain_added_tokens_as_text(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import pytest
 from rich.console import Console
@@ -113,3 +114,46 @@ def test_a_slow_run_in_a_pipe_is_not_silent_for_long(monkeypatch):
     assert [line.split("/")[0] for line in file.getvalue().splitlines()] == [
         f"step {step}" for step in (1, 3, 5, 7, 9)
     ]
+
+
+def test_a_share_of_the_peak_is_shown_where_the_peak_is_known():
+    display, file = make_display(terminal=False)
+    clock = Clock()
+    pace = Pace(600, clock, peak_tokens_per_s=1000.0)
+    pace.begin_step()
+    clock.now += 1.5
+    pace.end_step()
+    assert pace.share_of_peak(pace.tokens_per_s) == pytest.approx(0.4)
+    assert Pace(600, clock).share_of_peak(400.0) is None
+    with display.training(0, 10):
+        display.step(1, 2.5, pace)
+    assert file.getvalue() == "step 1/10  loss 2.500  400 tokens/s  40% of peak  0:14 left\n"
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_redraw_gets_plain_lines(monkeypatch, term):
+    """It got a bar, of which such a terminal shows nothing until the end."""
+    monkeypatch.setenv("TERM", term)
+    display, file = make_display(terminal=True)
+    with display.preparing() as report:
+        report("reading", 1_000_000, None)
+    with display.training(0, 4):
+        for step in range(1, 5):
+            display.step(step, 2.5, Pace(100))
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "reading"
+    assert [line.split("  ")[0] for line in lines[1:]] == [f"step {i}/4" for i in range(1, 5)]
+    assert "\x1b" not in file.getvalue()
+
+
+def test_a_silent_display_shows_nothing_even_on_a_terminal(monkeypatch, capfd):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    display = Display.silent()
+    with display.preparing() as report:
+        report("reading", 1_000_000, None)
+    with display.training(0, 2):
+        display.step(1, 2.5, Pace(100))
+        display.note("a note")
+        display.sample(1, "text")
+        sys.stdout.write("others may still speak\n")
+    assert capfd.readouterr() == ("others may still speak\n", "")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from retnet.train import read_metrics
@@ -44,3 +46,45 @@ def test_a_broken_line_is_named(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
     with pytest.raises(ValueError, match=r"m\.jsonl, line 2 .* must be a JSON object with a step"):
         read_metrics(tmp_path / "m.jsonl")
+
+
+class Sink:
+    def __init__(self, folder, past):
+        self.folder, self.lines, self.closed = folder, list(past), False
+
+    def append(self, metrics):
+        self.lines.append(metrics)
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_sink_is_given_what_the_file_holds_from_the_first_line_on(tmp_path):
+    write(tmp_path / "m.jsonl", [1, 2, 3, 4])
+    opened = []
+
+    def open_sink(folder, past):
+        opened.append(Sink(folder, past))
+        return opened[0]
+
+    log = MetricsLog(tmp_path / "m.jsonl", before_step=3, sinks=[open_sink])
+    log.append({"step": 3, "loss": 0.5})
+    log.close()
+    assert opened[0].folder == tmp_path
+    assert opened[0].lines == read_metrics(tmp_path / "m.jsonl")
+    assert opened[0].closed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_is_said_to_be_full(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", before_step=1)
+    log._file.close()
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(ValueError, match=r"m\.jsonl cannot be written .*No space.* make room"):
+        log.append({"step": 1, "loss": 0.5})
+    log.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none/m\.jsonl cannot be written .*make room or mend"):
+        MetricsLog(tmp_path / "none" / "m.jsonl", before_step=1)

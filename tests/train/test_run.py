@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import retnet
 from retnet.hub import dump_toml
 from retnet.train import feed, loop, read_metrics, run, saving, train
 from retnet.train.folder import RunFolder
 
-TIMING = ("seconds", "tokens_per_s")
+TIMING = ("seconds", "tokens_per_s", "mfu")
 
 
 class Killed(BaseException):
@@ -359,3 +360,33 @@ def test_without_matplotlib_a_run_says_what_to_install(make_config, tmp_path, mo
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert train(make_config(steps=2), base=tmp_path).finished
     assert "pip install 'retnet[plot]'" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_each_step_of_an_interrupted_run_once(make_config, tmp_path, before_step):
+    config = make_config(log_to=("tensorboard",), log_every=1)
+    before_step(7, kill)
+    with pytest.raises(Killed):
+        train(config, base=tmp_path)
+    folder = train(config, base=tmp_path).folder
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    logged = [m for m in read_metrics(folder / "metrics.jsonl") if "loss" in m]
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(m["step"], pytest.approx(m["loss"])) for m in logged]
+    assert [step for step, _ in shown] == list(range(1, 13))
+
+
+def test_a_missing_log_package_is_refused_before_anything_is_read(
+    make_config, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "retnet.train.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'retnet\[log\]'"):
+        train(make_config(log_to=("tensorboard",)), base=tmp_path)
+    assert not (tmp_path / ".tokens").exists()
+
+
+def test_the_log_knows_the_share_of_the_machines_peak(make_config, tmp_path):
+    log = read_metrics(train(make_config(), base=tmp_path).folder / "metrics.jsonl")
+    shares = [line["mfu"] for line in log if "mfu" in line]
+    assert len(shares) == 4
+    assert all(0 < share < 2 for share in shares)

@@ -21,6 +21,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "copies": {"train.shard": "none", "train.accumulate": 2},
     "recomputed": {"train.gradient_checkpointing": True},
     "carried": {"train.carry_state": True},
+    "spread": {"train.sequence_ranks": 2},
+    "spread-carried": {"train.sequence_ranks": 2, "train.carry_state": True},
     "bf16": {"train.precision": "bfloat16"},
     "two-then-one": {},
     "one-then-two": {},
@@ -93,6 +95,8 @@ def outcome(runs: SimpleNamespace, name: str) -> list[str]:
         ("copies", "one", 1e-5),
         ("recomputed", "one", 1e-5),
         ("carried", "one-carried", 1e-5),
+        ("spread", "one", 1e-5),
+        ("spread-carried", "one-carried", 1e-5),
         ("bf16", "one-bf16", 2e-2),
         ("one-then-two", "one-constant", 1e-5),
         ("two-then-one", "one", 1e-5),
@@ -145,5 +149,5 @@ def test_rows_that_cannot_be_shared_are_refused(runs: SimpleNamespace) -> None:
 
 
 def test_only_the_first_process_speaks(runs: SimpleNamespace) -> None:
-    # Seven runs of one whole story each, two of them in two goes.
-    assert runs.out.count("parameters,") == 10
+    # Each run that was not refused, and one of them in two goes.
+    assert runs.out.count("parameters,") == len(JOBS) - 2 + 1

@@ -1,6 +1,6 @@
 """Cases: what is measured, named once; tests and benchmarks read the same list."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -131,6 +131,46 @@ class FormsCase:
     vocab_size: int = 4096
 
 
+@dataclass(frozen=True, kw_only=True)
+class KillsCase:
+    """A training run that is killed again and again, on Python's own standard library.
+
+    Attributes:
+        kills: SIGKILLs.
+        steps: updates of the run; enough to outlast the kills.
+        save_every: steps between checkpoints.
+        seq_len: T.
+        files: which of the library's files to learn from, a glob.
+        seed: of the moments.
+    """
+
+    kills: int
+    steps: int
+    save_every: int = 20
+    seq_len: int = 128
+    files: str = "*.py"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentCase:
+    """One document, longer than memory would hold the activations of.
+
+    Attributes:
+        tokens: of the document; a byte each, from Python's own standard library.
+        seq_len: tokens of a training step, which goes on with the state of the one before.
+        whole: lengths that are trained on in one step, with nothing carried, for comparison.
+        size: the decoder.
+    """
+
+    tokens: int
+    seq_len: int
+    whole: tuple[int, ...]
+    size: ModelSize = ModelSize(
+        d_model=256, value_width=512, num_heads=4, ffn_width=512, num_layers=4, vocab_size=257
+    )
+
+
 _TINY = ModelSize(
     d_model=16, value_width=32, num_heads=2, ffn_width=24, num_layers=2, vocab_size=64
 )
@@ -164,3 +204,11 @@ DECODE = DecodeCase(
 QUICK_DECODE = DecodeCase(marks=(100, 200, 500), steps=8, size=_TINY)
 FORMS = FormsCase(preset="small-4m", tokens=512)
 QUICK_FORMS = FormsCase(preset="small-1m", tokens=40, vocab_size=64)
+KILLS = KillsCase(kills=200, steps=8_000)
+QUICK_KILLS = KillsCase(kills=3, steps=120, files="json/*.py")
+DOCUMENT = DocumentCase(
+    tokens=1_000_000, seq_len=4_096, whole=(4_096, 8_192, 16_384, 32_768, 65_536)
+)
+QUICK_DOCUMENT = DocumentCase(
+    tokens=3_000, seq_len=256, whole=(256, 512), size=replace(_TINY, vocab_size=257)
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from retnet.bench.timing import Effort, Spread, alternate, rates
+from retnet.train.peak import square_product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +127,9 @@ def measure_ceilings(effort: Effort, width: int, copy_mib: int) -> dict[str, Spr
     """
     calls, amounts = {}, {}
     for dtype in ("float32", "bfloat16"):
-        a, b = torch.randn(2, width, width).to(getattr(torch, dtype))
-        out = torch.empty_like(a)
-        calls[f"{dtype}/matmul_gflops"] = lambda a=a, b=b, out=out: torch.mm(a, b, out=out)
-        amounts[f"{dtype}/matmul_gflops"] = 2e-9 * width**3
+        product = square_product(width, getattr(torch, dtype), torch.device("cpu"))
+        calls[f"{dtype}/matmul_gflops"] = product.multiply
+        amounts[f"{dtype}/matmul_gflops"] = 1e-9 * product.operations
     source = torch.zeros(copy_mib << 18)
     target = torch.zeros_like(source)
     calls["copy_gb_per_s"] = lambda: target.copy_(source)

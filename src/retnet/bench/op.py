@@ -29,6 +29,7 @@ from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
 from retnet.bench.timing import Spread, alternate, milliseconds, rates, ratios
 from retnet.ops import retention
+from retnet.ops.retention.flops import product_flops
 from retnet.ops.retention.torch_backend import default_chunk_size
 from retnet.train import keep_freed_memory
 from retnet.types import Form
@@ -94,8 +95,8 @@ def gflop(case: OpCase, form: Form, passes: Passes, chunk: int) -> float:
     """10^9 operations of one call; the module's table says how they are counted."""
     pairs, state = chunk * (case.D_k + case.D_v), case.D_k * case.D_v
     forward = {
-        "chunkwise": 2 * pairs + 4 * state,
-        "parallel": 2 * pairs + 4 * state,
+        "chunkwise": product_flops(chunk, case.D_k, case.D_v),
+        "parallel": product_flops(chunk, case.D_k, case.D_v),
         "recurrent": 5 * state,
     }[form]
     backward = {"chunkwise": 4 * pairs + 8 * state, "parallel": 4 * pairs + 2 * state}

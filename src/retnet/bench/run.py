@@ -14,20 +14,27 @@ from rich.progress import (
 )
 
 from retnet.bench.decode import bench_decode
+from retnet.bench.document import bench_document
 from retnet.bench.forms import bench_forms
+from retnet.bench.kills import bench_kills
 from retnet.bench.op import bench_ops
 from retnet.bench.record import Record
 from retnet.bench.session import Session, Tell
 from retnet.bench.tables import TABLES, Table
 from retnet.bench.train_step import bench_train
 
-BenchName = Literal["ops", "train", "forms", "decode"]
+BenchName = Literal["ops", "train", "forms", "decode", "document", "kills"]
 BENCHES: tuple[BenchName, ...] = get_args(BenchName)
 OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
     "forms": bench_forms,
     "decode": bench_decode,
 }
-OF_CASES: dict[str, Callable[[Session], None]] = {"ops": bench_ops, "train": bench_train}
+OF_CASES: dict[str, Callable[[Session], None]] = {
+    "ops": bench_ops,
+    "train": bench_train,
+    "document": bench_document,
+    "kills": bench_kills,
+}
 
 
 class BenchResult(NamedTuple):

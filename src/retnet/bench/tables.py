@@ -163,6 +163,45 @@ def decode_table(records: Iterable[Record]) -> Table:
     return _table("Decoding", columns, labels, rows, records)
 
 
+def document_table(records: Iterable[Record]) -> Table:
+    """Training on one document: memory of the process, read on or in one step."""
+    records = [record for record in records if record.bench == "document"]
+    fields = ("parameters", "precision", "seq_len", "carried", "tokens")
+    labels, rows = [], []
+    found = list(pivot(records, *fields).items())
+    marks = [key for key, _ in found if key[3]]
+    shown = {marks[round(i / 4 * (len(marks) - 1))] for i in range(5)} if marks else set()
+    for key, metrics in found:
+        size, precision, T, carried, tokens = key
+        if carried and key not in shown:
+            continue
+        way = f"steps of {T:,} tokens" if carried else "one step"
+        labels.append((_millions(size), str(precision), way, f"{tokens:,}"))
+        rows.append((number(metrics["process_mib"].median), number(metrics["tokens_per_s"].median)))
+    columns = ("tokens trained on", "process, MiB", "tokens/s")
+    return _table("Training on one document", columns, labels, rows, records)
+
+
+def kills_table(records: Iterable[Record]) -> Table:
+    """A run killed again and again: when the kills hit, and how long it took."""
+    records = [record for record in records if record.bench == "kills"]
+    labels, rows = [], []
+    for (steps, every, kills), metrics in pivot(records, "steps", "save_every", "kills").items():
+        labels.append((f"{steps:,} steps, saved every {every}", f"{kills} kills"))
+        hit = (metrics.get(f"kills_{moment}") for moment in ("starting", "training", "saving"))
+        rows.append(
+            (
+                *(f"{spread.median:.0f}" if spread else "0" for spread in hit),
+                number(metrics["different_bits"].median),
+                *(f"{metrics[name].median / 60:.1f}" for name in ("whole_s", "killed_s")),
+            )
+        )
+    hits = ("while starting", "while training", "while saving")
+    times = ("minutes, never interrupted", "minutes, killed")
+    columns = ("run", *hits, "different bits", *times)
+    return _table("A run killed again and again", columns, labels, rows, records)
+
+
 def machine_table(records: Iterable[Record]) -> Table:
     """The most that the machine does: what shares are shares of."""
     records = [record for record in records if record.bench == "machine"]
@@ -181,6 +220,8 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "train": train_table,
     "forms": forms_table,
     "decode": decode_table,
+    "document": document_table,
+    "kills": kills_table,
     "machine": machine_table,
 }
 

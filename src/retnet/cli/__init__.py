@@ -31,6 +31,7 @@ COMMANDS = {
         "retnet train config.toml --train.steps 100",
         "stopped; the same command goes on from the last checkpoint",
     ),
+    "runs": Command("compare runs in a table and a picture", "retnet runs runs"),
     "generate": Command(
         "stream text that continues yours",
         'retnet generate runs/demo --prompt "def "',

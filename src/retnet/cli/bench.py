@@ -1,10 +1,12 @@
 """Measure speed, memory and agreement, each result as a line of JSON.
 
 NAME is one of
-  ops     retention alone: its forms, and torchscale's code beside it
-  train   a whole training step, likewise
-  forms   how far the forms of a model disagree, in three precisions
-  decode  time and memory of a token after ever longer texts
+  ops       retention alone: its forms, and torchscale's code beside it
+  train     a whole training step, likewise
+  forms     how far the forms of a model disagree, in three precisions
+  decode    time and memory of a token after ever longer texts
+  document  memory of training on a document of a million tokens, state carried
+  kills     a run killed 200 times beside one never interrupted (20 minutes)
 
 Example: retnet bench forms --quick
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from retnet.cli.options import Checkpoint, SamplingOptions, parse
+from retnet.cli.options import Adapter, Checkpoint, SamplingOptions, parse
 from retnet.cli.pace import Pace
 from retnet.cli.screen import show_piece
 
@@ -43,6 +43,7 @@ class Options:
 
     checkpoint: Checkpoint
     """Folder that `retnet demo` or `retnet train` wrote."""
+    adapter: Adapter = ""
     max_tokens: Annotated[int, arg(metavar="N")] = 200
     """Tokens to write at most in a turn."""
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
@@ -62,7 +63,7 @@ def main(words: Sequence[str]) -> None:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (it gives input() editing and history)
 
-    chat = Chat(*load(options.checkpoint), options)
+    chat = Chat(*load(options.checkpoint, adapter=options.adapter or None), options)
     print(GREETING)
     for typed in _typed():
         if typed == "/quit":

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from retnet.cli.options import Checkpoint, parse
+from retnet.cli.options import Adapter, Checkpoint, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Options:
     """Folder that `retnet demo` or `retnet train` wrote."""
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE ...")]
     """UTF-8 text, .jsonl (its field "text") and either as .gz, or folders of them."""
+    adapter: Adapter = ""
     seq_len: Annotated[int | None, arg(metavar="N")] = None
     """Also score with a memory that is wiped every N tokens."""
 
@@ -37,7 +38,7 @@ def main(words: Sequence[str]) -> None:
     from retnet.evaluate import read_files, score_stream
     from retnet.hub import load
 
-    model, tokenizer = load(options.checkpoint)
+    model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
     stream = read_files(tokenizer, options.files)
     table = Table("memory", "perplexity per token", "bits per byte", "tokens", "bytes")
     for seq_len in dict.fromkeys((None, options.seq_len)):

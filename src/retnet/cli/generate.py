@@ -12,7 +12,7 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from retnet.cli.options import Checkpoint, SamplingOptions, parse
+from retnet.cli.options import Adapter, Checkpoint, SamplingOptions, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Options:
 
     checkpoint: Checkpoint
     """Folder that `retnet demo` or `retnet train` wrote."""
+    adapter: Adapter = ""
     prompt: Annotated[str, arg(metavar="TEXT")] = ""
     """What to continue; "-" reads standard input."""
     max_tokens: Annotated[int, arg(metavar="N")] = 200
@@ -44,7 +45,7 @@ def main(words: Sequence[str]) -> None:
     from retnet.model.generation import generate
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    model, tokenizer = load(options.checkpoint)
+    model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
     pace = Pace()
 
     def show(_prompt: int, sample: int, piece: str) -> None:

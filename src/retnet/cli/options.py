@@ -15,6 +15,11 @@ Options = TypeVar("Options")
 Checkpoint = Annotated[Positional[str], arg(metavar="CHECKPOINT")]
 """The folder that a command reads its model from."""
 
+Adapter = Annotated[
+    str, arg(metavar="FOLDER", help="Fine-tuned adapter of that model, if not CHECKPOINT itself.")
+]
+"""A second one, that changes the first; empty for none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:

@@ -3,15 +3,24 @@
 import codecs
 import glob
 import gzip
+import itertools
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-SUPPORTED = "UTF-8 text, .jsonl and either of them as .gz"
+from retnet.data.data_set import DataSet
+from retnet.data.parquet import read_parquet
+
+SUPPORTED = "UTF-8 text and .jsonl, either of them as .gz, and .parquet"
+
+Source = Path | DataSet
+"""What documents are read from."""
 
 
 def find_files(entries: Iterable[str], base: Path, *, option: str) -> tuple[Path, ...]:
@@ -40,7 +49,7 @@ def find_files(entries: Iterable[str], base: Path, *, option: str) -> tuple[Path
         if not files:
             raise ValueError(
                 f"{option} entry {entry!r} must match at least one file, and there is none "
-                f"(relative names start at {os.path.abspath(base)}); correct it in [data]"
+                f"(relative names start at {os.path.abspath(base)}); correct the name"
             )
         found.update(dict.fromkeys(files))
     return tuple(found)
@@ -52,28 +61,36 @@ def _is_hidden(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of some files; each iteration reads the files anew, in order.
+    """The documents of some files and data sets; each iteration reads them anew, in order.
 
     Empty documents are left out. Nothing else is changed: the documents of a text file, put
     together, are the file (less a byte order mark).
+
+    Attributes:
+        sources: what to read.
+        split_on: see `cut_documents`.
+        text_field: the field of a record, or the column, that holds the text.
+        max_bytes: end after the document that reaches so many UTF-8 bytes; 0 reads everything.
 
     Raises:
         ValueError: while iterating, at the first file or record that is not text.
     """
 
-    files: tuple[Path, ...]
+    sources: tuple[Source, ...]
     split_on: str = ""
     text_field: str = "text"
+    max_bytes: int = 0
 
     def __iter__(self) -> Iterator[str]:
-        for path in self.files:
-            name = path.name.lower().removesuffix(".gz")
-            if name.endswith(".jsonl"):
-                texts = _read_records(path, self.text_field)
-            else:
-                texts = iter([_read_text(path)])
-            for text in texts:
-                yield from filter(None, cut_documents(text, self.split_on))
+        num_bytes = 0
+        for source in self.sources:
+            for text in _read(source, self.text_field):
+                for document in filter(None, cut_documents(text, self.split_on)):
+                    yield document
+                    if self.max_bytes:
+                        num_bytes += len(document.encode())
+                        if num_bytes >= self.max_bytes:
+                            return
 
 
 def cut_documents(text: str, split_on: str) -> Iterator[str]:
@@ -86,33 +103,57 @@ def cut_documents(text: str, split_on: str) -> Iterator[str]:
         yield text
         return
     pattern = re.compile(split_on, re.MULTILINE)
-    line_starts = [0, *(m.end() for m in re.finditer("\n", text))]
-    cuts = [start for start in line_starts if start < len(text) and pattern.match(text, start)]
-    if not cuts or text[: cuts[0]].strip():
-        cuts.insert(0, 0)
-    else:
-        cuts[0] = 0
-    for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
-        yield text[start:end]
+    line_starts = itertools.chain([0], (match.end() for match in re.finditer("\n", text)))
+    begin, found = 0, False
+    for start in line_starts:
+        if start < len(text) and pattern.match(text, start):
+            if found or text[:start].strip():
+                yield text[begin:start]
+                begin = start
+            found = True
+    yield text[begin:]
 
 
-def _read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the file's lines with their line ends, decompressed if its name ends in .gz."""
+def unreadable(path: Path, error: OSError) -> ValueError:
+    """Make the error of a file that was found, and now cannot be read."""
+    return ValueError(
+        f"{path} cannot be read ({error.strerror or error}); bring it back and leave it in place, "
+        "or see to its permissions or its disk, and run the same command again"
+    )
+
+
+def _read(source: Source, text_field: str) -> Iterator[str]:
+    """Yield the texts of a source: of a text file one, else those of its records."""
+    if isinstance(source, DataSet):
+        return source.texts(text_field)
+    name = source.name.lower()
+    if name.endswith(".parquet"):
+        return read_parquet(source, text_field)
+    if name.removesuffix(".gz").endswith(".jsonl"):
+        return _read_records(source, text_field)
+    return iter([_read_text(source)])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, decompressed if its name ends in .gz; explain what fails while it is read."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            yield from file
+            yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} must be a whole gzip file because its name ends in .gz ({error}); "
-            "compress it again, or leave it out of [data]"
+            "compress it again, or leave it out"
         ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _not_text(path: Path, offset: int, found: str) -> ValueError:
     return ValueError(
-        f"{path} must be text, and byte {offset} of it is {found}; [data] reads {SUPPORTED}: "
-        "convert the file, or leave it out of train and valid (a glob such as 'folder/**/*.txt' "
-        "picks files by name)"
+        f"{path} must be text, and byte {offset} of it is {found}; what can be read is "
+        f"{SUPPORTED}: convert the file, or leave it out (a glob such as 'folder/**/*.txt' picks "
+        "files by name)"
     )
 
 
@@ -125,7 +166,8 @@ def _decode(path: Path, data: bytes, offset: int) -> str:
 
 
 def _read_text(path: Path) -> str:
-    data = b"".join(_read_lines(path))
+    with _opened(path) as file:
+        data = file.read()
     # UTF-16 and most binary formats hold zero bytes; text does not.
     if (offset := data.find(b"\0")) >= 0:
         raise _not_text(path, offset, "0x00, as in binary files")
@@ -135,12 +177,13 @@ def _read_text(path: Path) -> str:
 
 def _read_records(path: Path, text_field: str) -> Iterator[str]:
     offset = 0
-    for number, line in enumerate(_read_lines(path), 1):
-        mark = codecs.BOM_UTF8 if number == 1 and line.startswith(codecs.BOM_UTF8) else b""
-        content = _decode(path, line[len(mark) :], offset + len(mark))
-        offset += len(line)
-        if content.strip():
-            yield _record_text(content, text_field, where=f"{path}, line {number}")
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            mark = codecs.BOM_UTF8 if number == 1 and line.startswith(codecs.BOM_UTF8) else b""
+            content = _decode(path, line[len(mark) :], offset + len(mark))
+            offset += len(line)
+            if content.strip():
+                yield _record_text(content, text_field, where=f"{path}, line {number}")
 
 
 def _record_text(line: str, text_field: str, *, where: str) -> str:

@@ -5,17 +5,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from retnet.data.config import DataConfig
-from retnet.data.corpus import Documents, find_files
+from retnet.data.corpus import Documents, Source
+from retnet.data.pretrained import load_pretrained
 from retnet.data.progress import Progress, reported
-from retnet.data.split import Selection, select_all, split_documents
-from retnet.data.stream import TokenStream, write_stream
+from retnet.data.sources import Sources, Stamps, find_sources
+from retnet.data.split import Selection, evenly, select_all, split_documents
+from retnet.data.spool import Spool
+from retnet.data.stream import TokenStream, damaged, write_stream
 from retnet.data.tokenizer import Tokenizer
 
 try:
@@ -26,12 +28,8 @@ except ImportError:  # Windows: two runs that start at once both do the work; on
 FORMAT = 1
 """Part of every key: raise it when the same source would give other files."""
 
-
-class Sources(NamedTuple):
-    """The files that the configuration names; no valid ones where a part of train is held out."""
-
-    train: tuple[Path, ...]
-    valid: tuple[Path, ...]
+BPE_BYTES = 1 << 30
+"""Of text are enough to train a tokenizer on; more would take hours, and much memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +53,14 @@ class Corpus:
         """Open what `prepare` has made.
 
         Raises:
-            ValueError: a file was damaged since.
+            ValueError: a file was damaged or deleted since.
         """
-        return cls(
-            train=TokenStream.open(folder / "train"),
-            valid=TokenStream.open(folder / "valid"),
-            tokenizer=Tokenizer.load(folder),
-            folder=folder,
-        )
+        train, valid = (TokenStream.open(folder / name) for name in ("train", "valid"))
+        try:
+            tokenizer = Tokenizer.load(folder)
+        except ValueError as error:
+            raise damaged(folder, error) from error
+        return cls(train=train, valid=valid, tokenizer=tokenizer, folder=folder)
 
 
 def prepare(
@@ -75,8 +73,8 @@ def prepare(
     """Read, split and tokenise a corpus, or open the result of having done so before.
 
     The result lies in a folder of cache_dir named after what it depends on: the configuration, and
-    each source's path, size and time of change. It is written elsewhere and renamed when complete.
-    Processes that call this at once do the work once.
+    each file's path, size and time of change, or each data set's commit. It is written elsewhere
+    and renamed when complete. Processes that call this at once do the work once.
 
     Args:
         config: what to read.
@@ -86,50 +84,54 @@ def prepare(
         progress: is called about once a megabyte.
 
     Raises:
-        ValueError: a path matches nothing, a file is not text, there is no text, training and
-            validation share a file, or the tokenizer cannot be loaded.
+        ValueError: a path matches nothing, a file is not text, vanishes or changes meanwhile, there
+            is no text, training and validation share a file, the tokenizer cannot be loaded, or the
+            disk is full.
     """
     base = Path.cwd() if base is None else base
-    sources = Sources(
-        find_files(config.train, base, option="train"),
-        find_files(config.valid, base, option="valid"),
-    )
-    if shared := sorted(set(sources.train) & set(sources.valid)):
-        raise ValueError(
-            f"valid must share no file with train, and both name {shared[0]}; take it out of one "
-            "of them in [data]"
-        )
-    origin = _origin(config, sources, base)
+    sources = find_sources(config, base)
+    stamps, tokenizer = sources.stamps(), _given_tokenizer(config, base)
+    origin = _origin(config, stamps, tokenizer)
     key = hashlib.sha256(origin.encode()).hexdigest()[:16]
     folder = cache_dir / key
     if not folder.exists():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f".{key}.lock"):
-            if not folder.exists():
-                with _appears_whole(folder) as work:
-                    (work / "origin.json").write_text(origin, encoding="utf-8")
-                    _fill(work, config, sources, base, progress)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _locked(cache_dir / f".{key}.lock"):
+                if not folder.exists():
+                    with _appears_whole(folder) as work:
+                        (work / "origin.json").write_text(origin, encoding="utf-8")
+                        _fill(work, config, sources, tokenizer, progress)
+                        if sources.stamps() != stamps:
+                            raise ValueError(
+                                "the files of train and valid must stay as they are while they "
+                                "are read, and one has changed; run the same command again"
+                            )
+        except OSError as error:  # readers have said what failed in reading
+            raise ValueError(
+                f"{cache_dir} cannot take the tokens ({error}), and nothing half-made is left in "
+                "it; make room, or let run.dir lie on another disk, and run the same command again"
+            ) from error
     return Corpus.open(folder)
 
 
-def _origin(config: DataConfig, sources: Sources, base: Path) -> str:
+def _origin(config: DataConfig, stamps: Stamps, tokenizer: Tokenizer | None) -> str:
     """Write down all that the result depends on."""
-
-    def stamp(path: Path) -> tuple[str, int, int]:
-        stat = path.stat()
-        return str(path), stat.st_size, stat.st_mtime_ns
-
     options = asdict(config)
     del options["train"], options["valid"]  # the files that they name say more
-    if config.tokenizer.kind == "file":
-        options["tokenizer"] = _given_tokenizer(config, base).fingerprint
-    stamps = {name: [stamp(path) for path in paths] for name, paths in sources._asdict().items()}
+    if tokenizer is not None:
+        options["tokenizer"] = tokenizer.fingerprint
     content = {"format": FORMAT, "options": options, "sources": stamps}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _given_tokenizer(config: DataConfig, base: Path) -> Tokenizer:
-    return Tokenizer.load(base / os.path.expanduser(config.tokenizer.path))
+def _given_tokenizer(config: DataConfig, base: Path) -> Tokenizer | None:
+    """Load the tokenizer that the configuration names; None if it names none."""
+    if config.tokenizer.kind == "file":
+        return Tokenizer.load(base / os.path.expanduser(config.tokenizer.path))
+    if config.tokenizer.kind == "pretrained":
+        return load_pretrained(config.tokenizer.path, base)
+    return None
 
 
 @contextmanager
@@ -162,17 +164,20 @@ def _appears_whole(folder: Path) -> Iterator[Path]:
 
 
 def _fill(
-    folder: Path, config: DataConfig, sources: Sources, base: Path, progress: Progress | None
+    folder: Path,
+    config: DataConfig,
+    sources: Sources,
+    tokenizer: Tokenizer | None,
+    progress: Progress | None,
 ) -> None:
-    """Write the tokenizer and both streams."""
-    train, valid = _select(config, sources, progress)
-    if config.tokenizer.kind == "bpe":
-        texts = reported(train, "training the tokenizer", train.num_bytes, progress)
+    """Write the tokenizer, which is made here unless it is given, and both streams."""
+    train, valid = _select(config, sources, folder.parent, progress)
+    if tokenizer is None and config.tokenizer.kind == "bpe":
+        texts = evenly(train, train.num_bytes, BPE_BYTES)
+        total = min(train.num_bytes, BPE_BYTES)
+        texts = reported(texts, "training the tokenizer", total, progress)
         tokenizer = Tokenizer.train_bpe(texts, config.tokenizer.vocab_size)
-    elif config.tokenizer.kind == "file":
-        tokenizer = _given_tokenizer(config, base)
-    else:
-        tokenizer = Tokenizer.bytes()
+    tokenizer = tokenizer or Tokenizer.bytes()
     tokenizer.save(folder)
     for name, selection in (("train", train), ("valid", valid)):
         texts = reported(selection, f"tokenising {name}", selection.num_bytes, progress)
@@ -180,10 +185,15 @@ def _fill(
 
 
 def _select(
-    config: DataConfig, sources: Sources, progress: Progress | None
+    config: DataConfig, sources: Sources, scratch: Path, progress: Progress | None
 ) -> tuple[Selection, Selection]:
     """Read everything once, so that bad files are named before any long work starts."""
-    train, valid = (Documents(paths, config.split_on, config.text_field) for paths in sources)
+
+    def documents(option: str, some: tuple[Source, ...]) -> Iterable[str]:
+        read = Documents(some, config.split_on, config.text_field, config.max_bytes)
+        return Spool(read, scratch / f"{option}.spool") if config.streaming else read
+
+    train, valid = (documents(*item) for item in sources._asdict().items())
     if sources.valid:
         return (
             select_all(train, option="train", progress=progress),

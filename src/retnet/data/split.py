@@ -118,6 +118,22 @@ def split_documents(
     )
 
 
+def evenly(texts: Iterable[str], num_bytes: int, max_bytes: int) -> Iterator[str]:
+    """Yield texts spread over all, about max_bytes of them together; all where they are fewer.
+
+    Args:
+        texts: the first is always taken.
+        num_bytes: UTF-8 bytes of all.
+        max_bytes: how many to take.
+    """
+    done = taken = 0
+    for text in texts:
+        if taken * num_bytes <= done * max_bytes:
+            yield text
+            taken += len(text.encode())
+        done += len(text.encode())
+
+
 def _line_border(text: str, position: int) -> int:
     """Return the line start nearest to `position`, or `position` where none is near.
 

@@ -4,7 +4,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,27 +47,51 @@ class TokenStream:
         Raises:
             ValueError: there is no text.
         """
-        starts, chunks, num_tokens, num_bytes = array("q"), [], 0, 0
-        for ids, text_bytes in _encode(texts, tokenizer):
-            starts.append(num_tokens)
-            chunks.append(ids.astype(_token_dtype(tokenizer)))
-            num_tokens += len(ids)
-            num_bytes += text_bytes
+        counts = _Counts()
+        chunks = list(_encode(texts, tokenizer, counts))
         if not chunks:
             raise ValueError("texts must hold at least one character; give some text")
-        return cls(np.concatenate(chunks), np.array(starts), num_bytes, tokenizer.bos_id)
+        return cls(
+            np.concatenate(chunks), np.array(counts.starts), counts.num_bytes, tokenizer.bos_id
+        )
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStream":
         """Open a stream that `write_stream` has written.
 
         Raises:
-            ValueError: the files do not fit together.
+            ValueError: a file is missing, cut short, or does not fit the others.
         """
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        tokens = _map(folder / TOKENS, index["dtype"], index["num_tokens"])
-        starts = _map(folder / DOCUMENTS, "<i8", index["num_documents"])
-        return cls(tokens, starts, index["num_bytes"], index["bos_id"])
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            tokens = _map(folder / TOKENS, index["dtype"], index["num_tokens"])
+            starts = _map(folder / DOCUMENTS, "<i8", index["num_documents"])
+            stream = cls(tokens, starts, index["num_bytes"], index["bos_id"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(folder.parent, error) from error
+        stream._check_starts(folder)
+        return stream
+
+    def _check_starts(self, folder: Path) -> None:
+        """Look at a few places; to read a long stream whole would take minutes."""
+        starts = self.document_starts
+        some = starts[np.linspace(0, len(starts) - 1, min(len(starts), 1024), dtype=np.int64)]
+        if (
+            some[0] != 0
+            or some[-1] >= self.num_tokens
+            or (np.diff(some) <= 0).any()
+            or (self.tokens[some] != self.bos_id).any()
+        ):
+            problem = f"{folder / DOCUMENTS} and {folder / TOKENS} do not fit together"
+            raise damaged(folder.parent, problem)
+
+
+def damaged(corpus: Path, problem: object) -> ValueError:
+    """Make the error of a prepared corpus that is not as it was written."""
+    return ValueError(
+        f"the tokens in {corpus} were damaged after they were written ({problem}); delete {corpus} "
+        "and run the same command again, which makes them anew"
+    )
 
 
 def write_stream(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> None:
@@ -77,47 +101,53 @@ def write_stream(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> No
 
     Args:
         folder: must not exist.
-        texts: documents; empty ones are left out, and there must be one that is not.
+        texts: documents; empty ones are left out.
         tokenizer: its ids decide between 16 and 32 bits a token.
     """
     folder.mkdir()
     dtype = _token_dtype(tokenizer)
-    starts, num_tokens, num_bytes = array("q"), 0, 0
+    counts = _Counts()
     with (folder / TOKENS).open("wb") as file:
-        for ids, text_bytes in _encode(texts, tokenizer):
-            starts.append(num_tokens)
-            file.write(ids.astype(dtype).tobytes())
-            num_tokens += len(ids)
-            num_bytes += text_bytes
+        for tokens in _encode(texts, tokenizer, counts):
+            file.write(tokens.tobytes())
         _flush(file)
-    assert starts, "whoever calls has measured the texts"
     with (folder / DOCUMENTS).open("wb") as file:
-        file.write(np.array(starts, dtype="<i8").tobytes())
+        file.write(np.array(counts.starts, dtype="<i8").tobytes())
         _flush(file)
     index = {
         "dtype": dtype,
-        "num_tokens": num_tokens,
-        "num_documents": len(starts),
-        "num_bytes": num_bytes,
+        "num_tokens": counts.num_tokens,
+        "num_documents": len(counts.starts),
+        "num_bytes": counts.num_bytes,
         "bos_id": tokenizer.bos_id,
         "tokenizer": tokenizer.fingerprint,
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield each document's ids, BOS first, and its length in bytes."""
-    lengths: list[int] = []
+@dataclass(kw_only=True)
+class _Counts:
+    """What has been encoded so far."""
+
+    starts: array = field(default_factory=lambda: array("q"))
+    num_tokens: int = 0
+    num_bytes: int = 0
+
+
+def _encode(texts: Iterable[str], tokenizer: Tokenizer, counts: _Counts) -> Iterator[np.ndarray]:
+    """Yield the tokens of all documents, in pieces smaller than a long document."""
 
     def measured() -> Iterator[str]:
-        for text in texts:
-            if text:
-                lengths.append(len(text.encode()))
-                yield text
+        for text in filter(None, texts):
+            counts.num_bytes += len(text.encode())
+            yield text
 
-    # The tokenizer reads ahead by a batch; lengths wait in order.
-    for number, ids in enumerate(tokenizer.encode_documents(measured())):
-        yield ids, lengths[number]
+    dtype = _token_dtype(tokenizer)
+    for ids, begins in tokenizer.encode_pieces(measured()):
+        if begins:
+            counts.starts.append(counts.num_tokens)
+        counts.num_tokens += len(ids)
+        yield ids.astype(dtype)
 
 
 def _token_dtype(tokenizer: Tokenizer) -> str:
@@ -133,8 +163,5 @@ def _map(path: Path, dtype: str, length: int) -> np.ndarray:
     expected = length * np.dtype(dtype).itemsize
     found = path.stat().st_size if path.exists() else 0
     if found != expected:
-        raise ValueError(
-            f"{path} must have {expected} bytes and has {found}, so it was damaged after it was "
-            f"written; delete {path.parent.parent} and run again"
-        )
+        raise ValueError(f"{path} must have {expected} bytes and has {found}")
     return np.memmap(path, dtype=dtype, mode="r", shape=(length,))

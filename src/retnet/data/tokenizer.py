@@ -61,6 +61,11 @@ class Tokenizer:
         self._bytes_by_id = bytes_by_id(backend)
         self._may_cut = may_cut(backend)
         self.vocab_size = len(self._bytes_by_id)
+        if self._bytes_by_id[bos_id]:
+            raise ValueError(
+                f"bos_token ({bos_token!r}) must be a special token, or it would begin documents "
+                "wherever it stands in a text; name one that is, in tokenizer_config.json"
+            )
 
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -151,17 +156,23 @@ class Tokenizer:
             ValueError: as `encode`.
         """
         document: list[np.ndarray] = []
-        for ids, begins in self._encode_pieces(texts):
-            if begins:
-                if document:
-                    yield np.concatenate(document)
-                document = [np.array([self.bos_id], dtype=np.int64)]
+        for ids, begins in self.encode_pieces(texts):
+            if begins and document:
+                yield np.concatenate(document)
+                document = []
             document.append(ids)
         if document:
             yield np.concatenate(document)
 
-    def _encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, bool]]:
-        """Yield the ids of each piece, and whether a document begins with it."""
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, bool]]:
+        """Do as `encode_documents`, with long documents in pieces, so that memory stays small.
+
+        Yields:
+            int64 ids, and whether a document begins with them; then the first is bos_id.
+
+        Raises:
+            ValueError: as `encode`.
+        """
         pieces: list[str] = []
         begins: list[bool] = []
         num_chars = 0
@@ -172,14 +183,17 @@ class Tokenizer:
                 begins.append(number == 0)
                 num_chars += len(piece)
                 if num_chars >= BATCH_CHARS:
-                    yield from zip(self._encode_batch(pieces), begins, strict=True)
+                    yield from self._encode_batch(pieces, begins)
                     pieces, begins, num_chars = [], [], 0
-        yield from zip(self._encode_batch(pieces), begins, strict=True)
+        yield from self._encode_batch(pieces, begins)
 
-    def _encode_batch(self, pieces: list[str]) -> list[np.ndarray]:
+    def _encode_batch(
+        self, pieces: list[str], begins: list[bool]
+    ) -> Iterator[tuple[np.ndarray, bool]]:
         with all_cores():
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        for encoding, begin in zip(encodings, begins, strict=True):
+            yield np.array([self.bos_id] * begin + encoding.ids, dtype=np.int64), begin
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; special tokens vanish, broken UTF-8 becomes U+FFFD.

@@ -17,6 +17,10 @@ class Branch(Protocol):
     a sequence. A state is a NamedTuple of tensors with the batch first, never modified in place,
     or None for a branch that remembers nothing. `layout` holds positions, padding and document
     starts; `form` says how to compute a recurrence that has several forms.
+
+    Where `layout.spread` is not None, the tokens are one rank's slice of longer rows. A branch with
+    a state that then takes and returns the states of the whole rows, and sees to what passes
+    between the ranks, says so by a class attribute `spans_ranks = True`; others are refused.
     """
 
     def __call__(
@@ -27,6 +31,14 @@ class Branch(Protocol):
 
     def reset_parameters(self, gain: float) -> None:
         """Draw new weights; `gain` multiplies those that set the size of the branch's output."""
+        ...
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Operations of the matrix products of a forward pass, less those of linear layers.
+
+        Per token of a row of `seq_len`, by the form that trains it; a multiplication and an
+        addition are two. The backward pass is taken to have twice as many.
+        """
         ...
 
 

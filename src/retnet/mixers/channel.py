@@ -48,6 +48,10 @@ class GLU(nn.Module):
         _reset(self.up_proj, gain)
         _reset(self.down_proj, gain)
 
+    def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
+        """None but its linear layers'; see `Branch`."""
+        return 0
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -99,6 +103,10 @@ class FFN(nn.Module):
         _reset(self.down_proj, gain)
         if isinstance(self.inner_norm, nn.LayerNorm):
             self.inner_norm.reset_parameters()
+
+    def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
+        """None but its linear layers'; see `Branch`."""
+        return 0
 
     def forward(
         self,

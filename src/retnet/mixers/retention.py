@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from retnet.ops import Layout, retention
 from retnet.ops.norm import rms_norm
+from retnet.ops.retention.flops import chunkwise_flops
+from retnet.ops.retention.initial import initial_output
 from retnet.ops.retention.normalizers import squared_decay_norm, torchscale_row_sum
 from retnet.ops.rotation import PairLayout, Theta, rotate, rotation_tables
 from retnet.types import Form, FormChoice
@@ -50,6 +52,7 @@ class RetentionConfig:
         head_norm_affine: learn one weight vector of D_v per layer for that norm.
         norm_eps: its epsilon.
         bias: whether the projections have biases.
+        initial_state: learn one S of each head, `initial_S`, with which every document begins.
     """
 
     num_heads: int
@@ -64,6 +67,7 @@ class RetentionConfig:
     head_norm_affine: bool = False
     norm_eps: float = 1e-6
     bias: bool = False
+    initial_state: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads < 1:
@@ -77,6 +81,8 @@ class RetentionConfig:
 
 class Retention(nn.Module):
     """The layer: project, rotate, mix, normalise, gate, project."""
+
+    spans_ranks = True
 
     def __init__(self, config: RetentionConfig, d_model: int) -> None:
         super().__init__()
@@ -104,6 +110,8 @@ class Retention(nn.Module):
         self.head_norm_weight = (
             nn.Parameter(torch.ones(self.D_v)) if config.head_norm_affine else None
         )
+        shape = config.num_heads, self.D_k, self.D_v
+        self.initial_S = nn.Parameter(torch.zeros(shape)) if config.initial_state else None
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -117,6 +125,15 @@ class Retention(nn.Module):
                 nn.init.zeros_(module.bias)
         if self.head_norm_weight is not None:
             nn.init.ones_(self.head_norm_weight)
+        if self.initial_S is not None:
+            nn.init.zeros_(self.initial_S)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Those of the chunkwise form; see `Branch`."""
+        flops = chunkwise_flops(seq_len, self.D_k, self.D_v)
+        if self.initial_S is not None:
+            flops += 2 * self.D_k * self.D_v  # read once per token
+        return self.config.num_heads * flops
 
     def forward(
         self,
@@ -137,6 +154,8 @@ class Retention(nn.Module):
         S = None if state is None else state.S
         chosen = self._choose(form, q.shape[1], S)
         o, S = retention(q, k, v, log_decay, S, layout=layout, form=chosen)
+        if self.initial_S is not None:
+            o = o + initial_output(q, log_decay, self.initial_S, layout)
         y = self._normalize(o, self._score_norm(q, k, log_decay, state, layout, chosen))
         y = y.to(x.dtype)
         if self.g_proj is not None:
@@ -181,6 +200,12 @@ class Retention(nn.Module):
     ) -> Tensor | None:
         """Squares of what each o_n is divided by, (rows, T, H); None for one."""
         config = self.config
+        if layout.spread is not None and config.score_norm.startswith("torchscale"):
+            raise ValueError(
+                f'score_norm "{config.score_norm}" needs every score of a row in one process, and '
+                "these rows are spread over several; run them whole (train.sequence_ranks = 1), or "
+                'set score_norm = "scaled"'
+            )
         if config.score_norm == "none":
             return None
         squared = layout.shared(

@@ -13,7 +13,7 @@ from retnet.mixers import Branch, BranchConfig
 from retnet.model.config import DecoderConfig
 from retnet.model.norm import RMSNorm
 from retnet.model.state import DecoderState
-from retnet.ops import Layout
+from retnet.ops import Layout, SequenceRanks
 from retnet.types import FormChoice
 
 
@@ -79,6 +79,7 @@ class Decoder(nn.Module):
         valid: Bool[Tensor, "B T"] | None = None,
         starts: Bool[Tensor, "B T"] | None = None,
         form: FormChoice = "auto",
+        sequence: SequenceRanks | None = None,
     ) -> tuple[Float[Tensor, "B T V"], DecoderState]:
         """Logits of the next token at every place, and the state after the last.
 
@@ -88,8 +89,16 @@ class Decoder(nn.Module):
             valid: False at padding, anywhere: a padded token changes nothing.
             starts: True at the first token of a document, before which the state is reset.
             form: how the mixers compute; it changes cost, not numbers.
+            sequence: the ranks that longer rows are spread over, all of which must call; tokens and
+                masks are then this rank's slice of them, and the states those before and after
+                the whole rows, equal on all ranks. None where a process has whole rows.
+
+        Raises:
+            ValueError: tokens and state do not fit each other, or a mixer cannot span ranks.
         """
-        h, state = self.hidden(tokens, state, valid=valid, starts=starts, form=form)
+        h, state = self.hidden(
+            tokens, state, valid=valid, starts=starts, form=form, sequence=sequence
+        )
         return self.head(h), state
 
     def hidden(
@@ -100,6 +109,7 @@ class Decoder(nn.Module):
         valid: Bool[Tensor, "B T"] | None = None,
         starts: Bool[Tensor, "B T"] | None = None,
         form: FormChoice = "auto",
+        sequence: SequenceRanks | None = None,
     ) -> tuple[Float[Tensor, "B T D"], DecoderState]:
         """`forward` without the head, for callers that need logits at few places."""
         _check_tokens(tokens, state)
@@ -111,6 +121,7 @@ class Decoder(nn.Module):
             valid=valid,
             starts=starts,
             device=tokens.device,
+            sequence=sequence,
         )
         x = self.embed_tokens(tokens)
         if self.config.embed_scale:
@@ -160,6 +171,8 @@ class Layer(nn.Module):
             state = None if states is None else states[i]
             inner = _compute_dtype(x if self.post_norm else norm(x))
             y, new = branch(inner, state, layout, form)
+            if layout.spread is not None and new is not None:
+                _check_spans_ranks(branch)
             y = self._drop_path(F.dropout(y, self.dropout, self.training))
             x = norm(self.alpha * x + y) if self.post_norm else x + y
             after.append(new)
@@ -189,6 +202,14 @@ def _compute_dtype(x: Tensor) -> Tensor:
     """Cast once to autocast's dtype, or each of a branch's projections would cast again."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _check_spans_ranks(branch: nn.Module) -> None:
+    if not getattr(branch, "spans_ranks", False):
+        raise ValueError(
+            f"{type(branch).__name__} has a state and does not pass it between ranks, so its rows "
+            "must not be spread over several (sequence); run them whole (train.sequence_ranks = 1)"
+        )
 
 
 def _check_tokens(tokens: Tensor, state: DecoderState | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from retnet.model.decoder import Decoder
 from retnet.model.state import DecoderState
+from retnet.ops import SequenceRanks
 from retnet.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 
@@ -33,9 +34,15 @@ def score(
     *,
     state: DecoderState | None = None,
     starts: Bool[Tensor, "B T"] | None = None,
+    sequence: SequenceRanks | None = None,
 ) -> Score:
-    """Negative log-likelihood of `targets`, float32; target -100 does not count."""
-    h, after = model.hidden(inputs, state, starts=starts)
+    """Negative log-likelihood of `targets`, float32; target -100 does not count.
+
+    With `sequence`, tokens and targets are this rank's slice of longer rows, and so are the sums
+    and the gradients that follow from them: the rows' are the sums over the ranks. The states are
+    those before and after the whole rows.
+    """
+    h, after = model.hidden(inputs, state, starts=starts, sequence=sequence)
     nats = linear_cross_entropy(h.flatten(0, 1), model.lm_head.weight, targets.flatten())
     return Score(nats, (targets != IGNORED).sum(), after)
 

@@ -2,5 +2,6 @@
 
 from retnet.ops.layout import Layout
 from retnet.ops.retention import retention
+from retnet.ops.sequence import SequenceRanks
 
-__all__ = ["Layout", "retention"]
+__all__ = ["Layout", "SequenceRanks", "retention"]

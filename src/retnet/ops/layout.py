@@ -1,12 +1,14 @@
 """Layout: where each token of a batch stands in its document, built once per model call."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from retnet.ops.sequence import SequenceRanks, Spread
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +24,16 @@ class Layout:
         next_position: tokens of the current document that each row has seen after this call.
         valid: False at padding; None when there is none.
         starts: True where a document begins; None when none does.
+        spread: what all ranks know of the call's rows if these tokens are a slice of them;
+            positions are then those in the whole rows, and `next_position` is after these. None
+            where the tokens are the whole rows.
     """
 
     positions: Int[Tensor, "rows T"]
     next_position: Int[Tensor, " B"]
     valid: Bool[Tensor, "B T"] | None = None
     starts: Bool[Tensor, "B T"] | None = None
+    spread: Spread | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -40,6 +46,7 @@ class Layout:
         valid: Bool[Tensor, "B T"] | None = None,
         starts: Bool[Tensor, "B T"] | None = None,
         device: torch.device | None = None,
+        sequence: SequenceRanks | None = None,
     ) -> "Layout":
         """Lay out `batch` rows of `tokens` tokens.
 
@@ -47,10 +54,21 @@ class Layout:
             batch: rows.
             tokens: tokens of each row, padding included.
             position: tokens of the current document already seen by each row; None for none.
+                Where rows are spread over ranks, before the whole rows.
             valid: False at padding, anywhere in the row.
             starts: True at the first token of a document; ignored at padding.
             device: where the positions live when no tensor says so.
+            sequence: the ranks that the rows are spread over, all of which must call, each with
+                the tokens and masks of its slice; None where a process has whole rows.
         """
+        if sequence is not None:
+            alone = cls.of(batch, tokens, valid=valid, starts=starts, device=device)
+            count = alone.next_position
+            fresh = torch.zeros_like(count).bool() if alone.starts is None else alone.starts.any(1)
+            spread = Spread.gather(sequence, count, fresh)
+            before, after = spread.positions(position)
+            here = cls.of(batch, tokens, position=before, valid=valid, starts=starts)
+            return replace(here, next_position=after, spread=spread)
         for name, mask in (("valid", valid), ("starts", starts)):
             if mask is not None and mask.shape != (batch, tokens):
                 raise ValueError(

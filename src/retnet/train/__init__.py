@@ -6,12 +6,14 @@ from retnet.train.memory import keep_freed_memory
 from retnet.train.metrics import read_metrics
 from retnet.train.plot import plot_metrics
 from retnet.train.run import TrainResult, train
+from retnet.train.tune import TuneSection
 
 __all__ = [
     "RunConfig",
     "RunSection",
     "TrainResult",
     "TrainSection",
+    "TuneSection",
     "cli_config",
     "keep_freed_memory",
     "load_config",

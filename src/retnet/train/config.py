@@ -8,6 +8,7 @@ from typing import Any, Literal
 from retnet.data import DataConfig, Tokenizer
 from retnet.hub import from_dict, load_toml, to_dict
 from retnet.model import DecoderConfig, preset
+from retnet.train.tune import TuneSection, expand_base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class TrainSection:
             those of one machine, `none` keeps a copy in each.
         sequence_ranks: processes that share each row, seq_len / sequence_ranks tokens each.
         log_every: steps from one line of metrics.jsonl to the next.
+        log_to: where else to show the log: `tensorboard` writes event files that it reads.
         eval_every: steps from one validation to the next.
         eval_tokens: validate with this many tokens from the start of the validation text; 0 is all.
         save_every: steps from one checkpoint to the next.
@@ -78,6 +80,7 @@ class TrainSection:
     shard: Literal["full", "node", "none"] = "full"
     sequence_ranks: int = 1
     log_every: int = 10
+    log_to: tuple[Literal["tensorboard"], ...] = ()
     eval_every: int = 200
     eval_tokens: int = 0
     save_every: int = 200
@@ -150,12 +153,14 @@ class RunConfig:
         data: text and tokenizer.
         model: the decoder; its vocab_size may be 0, the tokenizer's.
         train: how to learn.
+        tune: the checkpoint to begin with; None begins with a new model.
     """
 
     run: RunSection
     data: DataConfig
     model: DecoderConfig
     train: TrainSection
+    tune: TuneSection | None = None
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -188,6 +193,8 @@ def config_from_dict(
         run.setdefault("dir", default_dir)
     if isinstance(tables.get("model"), dict):
         tables["model"] = _expand_preset(tables["model"])
+    if isinstance(tables.get("tune"), dict):
+        tables = expand_base(tables, Path())
     return from_dict(RunConfig, tables)
 
 

@@ -36,17 +36,28 @@ class RunningMean:
 
 
 class Pace:
-    """Tokens per second and time left, from the steps of this session.
+    """Tokens per second, share of the peak and time left, from the steps of this session.
+
+    Args:
+        tokens_per_step: that the whole run learns from.
+        clock: seconds since some moment.
+        peak_tokens_per_s: speed at which the machine would do nothing but multiply matrices, see
+            `retnet.train.peak`; None if it is not known.
 
     Attributes:
         training_seconds: spent in steps, and not in validation, saving and the like.
     """
 
     def __init__(
-        self, tokens_per_step: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        tokens_per_step: int,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        peak_tokens_per_s: float | None = None,
     ) -> None:
         self.training_seconds = 0.0
         self._tokens_per_step = tokens_per_step
+        self._peak_tokens_per_s = peak_tokens_per_s
         self._clock = clock
         self._began = self._step_began = clock()
         self._steps = 0
@@ -69,13 +80,18 @@ class Pace:
         seconds = self._step_seconds.value
         return self._tokens_per_step / seconds if seconds else 0.0
 
+    def share_of_peak(self, tokens_per_s: float) -> float | None:
+        """Share of the machine's peak that a speed takes; None if the peak is not known."""
+        peak = self._peak_tokens_per_s
+        return None if peak is None else tokens_per_s / peak
+
     def seconds_left(self, steps: int) -> float:
         """Time for some more steps, if validation and all else go on as they did."""
         return steps * (self._clock() - self._began) / self._steps if self._steps else 0.0
 
 
 class Display:
-    """Speaks to a console.
+    """Speaks to a console: with a bar where lines can be redrawn, in plain lines elsewhere.
 
     Args:
         console: standard output if None.
@@ -83,10 +99,18 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
+        # A terminal with TERM=dumb is a pipe that somebody reads.
+        self._redraws = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bar: Progress | None = None
         self._spoke = 0.0
         self._next_line = 0
         self._steps = 0
+
+    @classmethod
+    def silent(cls) -> "Display":
+        """A display that shows nothing, for all processes of a run but the first."""
+        # No terminal: a bar would take over standard output, even to show nothing there.
+        return cls(Console(quiet=True, force_terminal=False))
 
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -96,7 +120,7 @@ class Display:
     @contextmanager
     def preparing(self) -> Iterator[Report]:
         """Give a function that shows how far reading and tokenising have come."""
-        if not self._console.is_terminal:
+        if not self._redraws:
             told: set[str] = set()
 
             def tell(what: str, _: int, total: int | None) -> None:
@@ -120,7 +144,7 @@ class Display:
     def training(self, step: int, steps: int) -> Iterator[None]:
         """Show the run's progress while the block lasts."""
         self._steps, self._next_line = steps, step
-        if not self._console.is_terminal:
+        if not self._redraws:
             yield
             return
         columns = (
@@ -142,9 +166,11 @@ class Display:
 
     def step(self, step: int, loss: float, pace: Pace) -> None:
         """Show that a step is done."""
+        share = pace.share_of_peak(pace.tokens_per_s)
         text = (
             f"loss {loss:.3f}  {pace.tokens_per_s:,.0f} tokens/s  "
-            f"{clock_time(pace.seconds_left(self._steps - step))} left"
+            + (f"{share:.0%} of peak  " if share is not None else "")
+            + f"{clock_time(pace.seconds_left(self._steps - step))} left"
         )
         now = time.monotonic()
         if self._bar is not None:

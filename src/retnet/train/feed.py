@@ -34,7 +34,11 @@ class Feed:
             self._state = empty_state(model, config.train.batch_size // ranks.data_size)
 
     def parts(self, step: int) -> Iterator[tuple[Batch, DecoderState | None]]:
-        """Yield each part of a step, and the state before it; None is the start of a text."""
+        """Yield each part of a step, and the state before it; None is the start of a text.
+
+        Where rows are spread over processes, a part is this one's slice of them, and the state
+        that before the whole rows.
+        """
         train, ranks = self._config.train, self._ranks
         read = training_batch if self._state is None else carried_batch
         for part in range(train.accumulate):
@@ -53,7 +57,8 @@ class Feed:
             state = self._state
             if state is not None:
                 state = select_rows(state, range(part * rows, (part + 1) * rows))
-            yield Batch(*(t.to(ranks.device, non_blocking=True) for t in batch)), state
+            slices = batch if ranks.row is None else map(ranks.row.part, batch)
+            yield Batch(*(t.to(ranks.device, non_blocking=True) for t in slices)), state
 
     def carry(self, states: list[DecoderState]) -> None:
         """Take the states after a step's parts, for the next step."""

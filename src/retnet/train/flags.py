@@ -50,5 +50,5 @@ def cli_config(path: str | Path, argv: Sequence[str], *, prog: str = "retnet tra
         default=load_config(path, overrides),
         use_underscores=True,
         # A layer's branches are chosen in the file; a flag for them could only be refused.
-        config=(tyro.conf.SuppressFixed,),
+        config=(tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands),
     )

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,31 @@ import torch
 from torch import Tensor
 
 from retnet.data import Batch, Corpus
-from retnet.hub import dump_toml, save_weights
+from retnet.hub import dump_toml
 from retnet.model import Decoder, DecoderState
 from retnet.model.scoring import score
 from retnet.model.state import detach_state
+from retnet.ops import SequenceRanks
 from retnet.train.config import RunConfig
 from retnet.train.display import Display, Pace, RunningMean
 from retnet.train.feed import Feed
+from retnet.train.flops import training_flops_per_token
 from retnet.train.folder import MODEL, RunFolder
 from retnet.train.metrics import Metrics, MetricsLog
 from retnet.train.optimizer import build_optimizer, optimizer_tensors
+from retnet.train.peak import measured_peak
 from retnet.train.ranks import Ranks
 from retnet.train.saving import STATE, Saver, read_tensors
 from retnet.train.schedule import learning_rate
 from retnet.train.sharding import shard_model, whole
 from retnet.train.signals import StopRequest, StopRequested
+from retnet.train.sinks import find_sinks
+from retnet.train.tune import (
+    learned_parameters,
+    refuse_other_base,
+    save_learned,
+    starting_model,
+)
 from retnet.train.validation import Validation
 
 RUN = "run.toml"
@@ -70,7 +80,7 @@ class Loop:
         display: Display,
         ranks: Ranks,
         progress: Progress,
-        saved: Path | None,
+        root: Path,
     ) -> None:
         self.config = config
         self.progress = progress
@@ -85,22 +95,30 @@ class Loop:
             enabled=config.train.precision == "bfloat16",
         )
         torch.manual_seed(derived_seed(config.run.seed, "weights"))
-        self.model = Decoder(config.model).to(ranks.device).train()
+        model, self._adapter = starting_model(
+            config.tune, config.model, root=root, folder=folder.path
+        )
+        self.model = model.to(ranks.device)
         self.model.gradient_checkpointing = config.train.gradient_checkpointing
         self.num_parameters = self.model.num_parameters()
+        self._flops_per_token = training_flops_per_token(self.model, config.train.seq_len)
         shard_model(self.model, ranks, config.train.shard)
         # Kept: between forward and backward a sharded model shows other tensors in their place.
-        self._parameters = dict(self.model.named_parameters())
+        self._parameters = learned_parameters(self.model)
         self._optimizer = build_optimizer(self.model, config.train)
         self._feed = Feed(corpus.train, config, ranks, self.model)
         self._saver = Saver(folder, ranks, self._write_step, config.train.keep)
         self._saved_step = 0
-        if saved is not None:
-            self._restore(saved)
+        if progress.step:
+            self._restore(folder.trainer / f"step-{progress.step}")
         self._validation = Validation(config, corpus, ranks, self._autocast)
         self._log: MetricsLog | None = None
         if ranks.first:
-            self._log = MetricsLog(folder.path / "metrics.jsonl", before_step=progress.step)
+            self._log = MetricsLog(
+                folder.path / "metrics.jsonl",
+                before_step=progress.step,
+                sinks=find_sinks(config.train.log_to),
+            )
         self._unread: list[Tensor] = []
         self._losses = RunningMean()
         self._logged = (progress.step, 0.0)
@@ -108,7 +126,10 @@ class Loop:
     def run(self) -> bool:
         """Train to the last step; False if a signal asked to stop before."""
         progress, train, ranks = self.progress, self.config.train, self._ranks
-        self._pace = Pace(train.tokens_per_step)
+        # On every rank: processes that share a machine must measure at the same time.
+        dtype = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
+        peak = ranks.size * measured_peak(ranks.device, dtype)
+        self._pace = Pace(train.tokens_per_step, peak_tokens_per_s=peak / self._flops_per_token)
         with ExitStack() as stack:
             if self._log is not None:
                 stack.callback(self._log.close)
@@ -148,6 +169,7 @@ class Loop:
             config.train.tokens_per_step,
             self._autocast,
             processes=ranks.size,
+            row=ranks.row,
         )
         self._feed.carry(states)
         norm = whole(
@@ -220,11 +242,14 @@ class Loop:
         self._logged = (progress.step, self._pace.training_seconds)
         losses, norms = zip(*progress.unlogged, strict=True)
         progress.unlogged.clear()
+        speed = tokens / seconds if tokens else None
+        share = None if speed is None else self._pace.share_of_peak(speed)
         return {
             "loss": math.fsum(losses) / len(losses),
             "grad_norm": math.fsum(norms) / len(norms),
             "learning_rate": learning_rate(self.config.train, progress.step - 1),
-            "tokens_per_s": round(tokens / seconds, 1) if tokens else None,
+            "tokens_per_s": None if speed is None else round(speed, 1),
+            "mfu": None if share is None else round(share, 4),
             "seconds": round(progress.seconds + self._pace.training_seconds, 3),
         }
 
@@ -252,11 +277,14 @@ class Loop:
         """What a checkpoint holds besides the weights."""
         return optimizer_tensors(self._parameters, self._optimizer) | self._feed.tensors()
 
-    def _write_step(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        save_weights(folder / MODEL, self.config.model, weights, self._corpus.tokenizer)
+    def _write_step(self, step: int, folder: Path, weights: dict[str, Tensor]) -> None:
+        adapter = self._adapter and replace(self._adapter, step=step)
+        tokenizer = self._corpus.tokenizer
+        save_learned(folder / MODEL, self.config.model, weights, adapter, tokenizer)
         (folder / RUN).write_text(dump_toml(self.config), encoding="utf-8")
 
     def _restore(self, step_folder: Path) -> None:
+        refuse_other_base(step_folder / MODEL, self._adapter)
         alone, state = self._ranks.size == 1, self._resume_tensors()
         read_tensors(step_folder / MODEL, self._parameters, alone=alone)
         read_tensors(step_folder / STATE, state, alone=alone)
@@ -273,6 +301,7 @@ def accumulate_gradients(
     autocast: Autocast,
     *,
     processes: int = 1,
+    row: SequenceRanks | None = None,
 ) -> tuple[Tensor, list[DecoderState]]:
     """Add the gradients of the mean loss over all parts of a step.
 
@@ -283,6 +312,7 @@ def accumulate_gradients(
         autocast: makes the context of the forward pass.
         processes: how many share the step, each with parts of its own; their gradients are
             averaged.
+        row: the processes that this one's rows are spread over.
 
     Returns:
         This process's share of the loss, nats per token, on the model's device, and the state
@@ -291,7 +321,9 @@ def accumulate_gradients(
     losses, after = [], []
     for batch, state in parts:
         with autocast():
-            got = score(model, batch.inputs, batch.targets, state=state, starts=batch.starts)
+            got = score(
+                model, batch.inputs, batch.targets, state=state, starts=batch.starts, sequence=row
+            )
         loss = got.nats / num_targets
         (loss * processes).backward()
         losses.append(loss.detach())

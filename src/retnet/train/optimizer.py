@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from retnet.model.initial_state import is_initial
 from retnet.train.config import TrainSection
 
 
@@ -17,7 +18,7 @@ def decayed_parameters(model: nn.Module) -> set[str]:
     return {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and id(parameter) not in embeddings
+        if parameter.ndim >= 2 and id(parameter) not in embeddings and not is_initial(name)
     }
 
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from retnet.ops import SequenceRanks
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=24)
@@ -32,6 +34,7 @@ class Ranks:
         size: processes of the run.
         local_size: processes of this machine.
         sequence: processes that one row is spread over.
+        row: those of them that share this one's rows; None if rows are whole.
         mesh: all processes as (data, sequence); None if there is one.
         control: a gloo group for flags and messages, which never wait for a device.
         saving: a gloo group of its own for checkpoints, which are written beside the training.
@@ -42,6 +45,7 @@ class Ranks:
     size: int = 1
     local_size: int = 1
     sequence: int = 1
+    row: SequenceRanks | None = None
     mesh: DeviceMesh | None = None
     control: dist.ProcessGroup | None = None
     saving: dist.ProcessGroup | None = None
@@ -60,11 +64,6 @@ class Ranks:
     def data_size(self) -> int:
         """Shares of a step's rows."""
         return self.size // self.sequence
-
-    @property
-    def sequence_rank(self) -> int:
-        """Which slice of its rows this process reads, of `sequence`."""
-        return self.rank % self.sequence
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over all processes, on the device; in place."""
@@ -155,6 +154,7 @@ def joined(sequence: int = 1) -> Iterator[Ranks]:
         size=size,
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         sequence=sequence,
+        row=SequenceRanks.of(mesh["sequence"].get_group()) if sequence > 1 else None,
         mesh=mesh,
         control=_gloo(),
         saving=_gloo(),

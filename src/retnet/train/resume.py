@@ -14,13 +14,16 @@ FREE = {
     # The text decides, wherever it lies: see `corpus_fingerprint`.
     "data.train",
     "data.valid",
+    "data.streaming",
     "data.tokenizer.path",
+    "tune.base",
     "train.steps",
     "train.accumulate",
     "train.gradient_checkpointing",
     "train.shard",
     "train.sequence_ranks",
     "train.log_every",
+    "train.log_to",
     "train.eval_every",
     "train.eval_tokens",
     "train.save_every",
@@ -40,7 +43,7 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> None:
     Raises:
         ValueError: a setting has changed that decides what the run computes.
     """
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = flat(to_dict(old)), flat(to_dict(new))
     if new.model.vocab_size == 0:
         after["model.vocab_size"] = before["model.vocab_size"]
     for key in {**before, **after}:
@@ -98,7 +101,7 @@ def refuse_other_text(old: RunConfig, new: RunConfig, was: str, now: str) -> Non
     )
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Nested tables and lists of tables as dotted names."""
     if isinstance(value, dict):
         items = [(f"{name}.{key}" if name else key, item) for key, item in value.items()]
@@ -106,4 +109,4 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         items = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
     else:
         return {name: value}
-    return {k: v for key, item in items for k, v in _flat(item, key).items()}
+    return {k: v for key, item in items for k, v in flat(item, key).items()}

@@ -18,6 +18,7 @@ from retnet.train.metrics import Metrics, read_metrics
 from retnet.train.plot import plot_metrics
 from retnet.train.ranks import Ranks, joined
 from retnet.train.resume import corpus_fingerprint, refuse_changes, refuse_other_text
+from retnet.train.sinks import find_sinks
 
 PLOT = "loss.png"
 
@@ -46,13 +47,11 @@ class _Start:
     Attributes:
         config: with the vocabulary filled in.
         progress: of the step that is saved.
-        saved: folder of that step; None at the beginning.
         tokens: folder of the corpus; None if nothing is left to do.
     """
 
     config: RunConfig
     progress: Progress
-    saved: Path | None
     tokens: Path | None
 
 
@@ -76,10 +75,11 @@ def train(
         SystemExit: in the other processes, when one of these ended the first before any step.
     """
     keep_freed_memory()
+    find_sinks(config.train.log_to)  # what is missing is said before anything slow
     base = Path.cwd() if base is None else Path(base)
     folder = RunFolder(base / config.run.dir)
     with joined(config.train.sequence_ranks) as ranks, ExitStack() as stack:
-        display = Display(console if ranks.first else Console(quiet=True))
+        display = Display(console) if ranks.first else Display.silent()
 
         def prepare_run() -> _Start:
             _check_shares(config, ranks)
@@ -93,7 +93,7 @@ def train(
         corpus = Corpus.open(start.tokens)
         passes = _passes(config, corpus)
         with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
-            loop = Loop(config, corpus, folder, display, ranks, progress, start.saved)
+            loop = Loop(config, corpus, folder, display, ranks, progress, base)
             millions = loop.num_parameters / 1e6
             where = ranks.device.type + (f" in {ranks.size} processes" if ranks.size > 1 else "")
             display.note(
@@ -121,6 +121,12 @@ def _check_shares(config: RunConfig, ranks: Ranks) -> None:
             f"({train.accumulate}) times the processes that share its rows ({ranks.data_size}); "
             "change one of them"
         )
+    if train.sequence_ranks > 1 and config.model.drop_path:
+        raise ValueError(
+            f"model.drop_path ({config.model.drop_path}) must be 0 with train.sequence_ranks "
+            f"({train.sequence_ranks}): the processes of a row would drop different layers of it; "
+            "change one of them"
+        )
 
 
 def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -> _Start:
@@ -138,7 +144,7 @@ def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -
                 f"{folder.path} is complete with {progress.step} steps; raise train.steps "
                 f"({config.train.steps}) to go on"
             )
-            return _Start(config=config, progress=progress, saved=saved, tokens=None)
+            return _Start(config=config, progress=progress, tokens=None)
     with display.preparing() as report:
         corpus = prepare(config.data, folder.path.parent / ".tokens", base=base, progress=report)
     config = fit_vocabulary(config, corpus.tokenizer)
@@ -150,7 +156,7 @@ def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -
     progress.corpus = fingerprint
     text = dump_toml(config)
     write_atomic(folder.path / RUN, lambda path: path.write_text(text, encoding="utf-8"))
-    return _Start(config=config, progress=progress, saved=saved, tokens=corpus.folder)
+    return _Start(config=config, progress=progress, tokens=corpus.folder)
 
 
 def _progress(saved: Path) -> Progress:

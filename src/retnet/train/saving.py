@@ -31,7 +31,7 @@ STATE = "state"
 # A run of one process is no mistake.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
-Write = Callable[[Path, dict[str, Tensor]], None]
+Write = Callable[[int, Path, dict[str, Tensor]], None]
 
 
 class Saver:
@@ -93,7 +93,7 @@ class Saver:
         def finish() -> None:
             staged.result()
             if self._ranks.first:
-                self._write(work, gathered)
+                self._write(step, work, gathered)
                 self._folder.commit(step, progress, self._keep)
 
         self._pending = self._executor.submit(self._guarded(step, finish))

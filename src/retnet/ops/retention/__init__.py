@@ -1,6 +1,7 @@
 """Retention: an exponentially decayed sum of outer products, in three forms."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from retnet.ops.layout import Layout
 from retnet.ops.retention import torch_backend
+from retnet.ops.retention.spread import over_ranks
 from retnet.types import Backend, Form
 
 BACKENDS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
@@ -45,7 +47,9 @@ def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide i
             not checked here and it receives no gradient.
         state: S after the last token seen, float32 (float64 for float64 inputs); None at the
             start of a sequence.
-        layout: padding and document starts of this call; None when there are neither.
+        layout: padding and document starts of this call, and the ranks if these tokens are a
+            slice of longer rows: `state` and the S returned are then those before and after the
+            whole rows. None when there is nothing of the kind.
         form: how to compute it; never replaced silently by another.
         backend: who computes it; None means `torch`.
         chunk_size: tokens of one chunk of the chunkwise form; None chooses by the head widths.
@@ -75,8 +79,11 @@ def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide i
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be at least 1; leave it out to choose")
     extra = {"chunk_size": chunk_size} if form == "chunkwise" else {}
+    compute = partial(forms[form], **extra)
     with torch.autocast(q.device.type, enabled=False):  # the state must not fall to half precision
-        return forms[form](q, k, v, log_decay, state, layout, **extra)
+        if layout is not None and layout.spread is not None:
+            return over_ranks(compute, q, k, v, log_decay, state, layout, layout.spread)
+        return compute(q, k, v, log_decay, state, layout)
 
 
 def _check(

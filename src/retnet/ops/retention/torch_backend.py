@@ -106,20 +106,9 @@ def chunk_weights(
     exact = state_dtype(dtype)
     log_decay = log_decay.to(exact)[None, :, None, None]  # 1 H 1 1
     valid = layout.valid if layout is not None else None
-    starts = layout.starts if layout is not None else None
-    pad = -T % C
-    if valid is None and pad:  # the last chunk is short: its tail is padding for every row
-        real = torch.arange(T + pad, device=log_decay.device)[None] < T  # 1 N*C
-    elif valid is None:
-        real = torch.ones(1, C, dtype=torch.bool, device=log_decay.device)  # one chunk is all
-    else:
-        real = F.pad(valid, (0, pad))
-    real = real.unflatten(1, (-1, C))[:, None]  # b 1 n C
-    seen = real.cumsum(-1)  # real tokens of the chunk up to and with this one
-    last = seen[..., -1:]
+    real, seen, document = _count(layout, T, C, log_decay.device)
     from_start = (log_decay * seen).exp()
-    to_end = (log_decay * (last - seen)).exp() * real
-    carry = (log_decay * last).exp()
+    carry = (log_decay * seen[..., -1:]).exp()
     causal = torch.ones(C, C, dtype=torch.bool, device=log_decay.device).tril()
     if valid is None:  # the short chunk's tail holds zeros, so one matrix serves all chunks
         steps = torch.arange(C, device=log_decay.device)
@@ -128,20 +117,75 @@ def chunk_weights(
         apart = seen[..., :, None] - seen[..., None, :]  # b 1 n C C
         open_ = causal & real[..., None, :] & real[..., :, None]
     within = (log_decay[..., None] * apart.clamp(min=0)).exp()  # clamped first: no inf * 0
-    if starts is not None:
-        document = F.pad(starts, (0, pad)).unflatten(1, (-1, C))[:, None].cumsum(-1)  # B 1 N C
+    if document is not None:
         open_ = open_ & (document[..., :, None] == document[..., None, :])
         from_start = from_start * (document == 0)
-        to_end = to_end * (document == document[..., -1:])
         carry = carry * (document[..., -1:] == 0)
     if valid is not None:
         from_start = from_start * real  # the output at padding is zero
     return ChunkWeights(
         (within * open_).to(dtype),
         from_start[..., None].to(dtype),
-        to_end[..., None].to(dtype),
+        _to_end(log_decay, real, seen, document).to(dtype),
         carry[..., None],
     )
+
+
+def _count(
+    layout: Layout | None, T: int, C: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which tokens of each chunk are real, how many are up to and with each, and its document.
+
+    All are (b, 1, n, C). Documents are numbered from 0, the one that enters the chunk; None if no
+    row has a start.
+    """
+    valid = layout.valid if layout is not None else None
+    starts = layout.starts if layout is not None else None
+    pad = -T % C
+    if valid is None and pad:  # the last chunk is short: its tail is padding for every row
+        real = torch.arange(T + pad, device=device)[None] < T  # 1 N*C
+    elif valid is None:
+        real = torch.ones(1, C, dtype=torch.bool, device=device)  # one chunk is all
+    else:
+        real = F.pad(valid, (0, pad))
+    real = real.unflatten(1, (-1, C))[:, None]  # b 1 n C
+    document = None
+    if starts is not None:
+        document = F.pad(starts, (0, pad)).unflatten(1, (-1, C))[:, None].cumsum(-1)  # B 1 N C
+    return real, real.cumsum(-1), document
+
+
+def _to_end(log_decay: Tensor, real: Tensor, seen: Tensor, document: Tensor | None) -> Tensor:
+    """From each token of a chunk to the state that leaves it, b H n C 1."""
+    weights = (log_decay * (seen[..., -1:] - seen)).exp() * real
+    if document is not None:
+        weights = weights * (document == document[..., -1:])
+    return weights[..., None]
+
+
+def own_state(k: Tensor, v: Tensor, log_decay: Tensor, layout: Layout | None) -> Tensor:
+    """S after the last token had nothing been before the first: one product, no outputs."""
+    exact, T = state_dtype(k.dtype), k.shape[1]
+    kc, vc = (_chunks(x, T)[:, :, 0] for x in (k, v))  # B H T D
+    counts = _count(layout, T, T, log_decay.device)
+    to_end = _to_end(log_decay.to(exact)[None, :, None, None], *counts)[:, :, 0].to(kc.dtype)
+    return _OwnState.apply(kc, vc, to_end).to(exact)
+
+
+class _OwnState(torch.autograd.Function):
+    """`(k * to_end)^T v`; keeps its arguments, which the form that follows keeps as well."""
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor, to_end: Tensor) -> Tensor:
+        ctx.save_for_backward(k, v, to_end)
+        return (k * to_end).mT @ v
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        k, v, to_end = ctx.saved_tensors
+        with torch.autocast(k.device.type, enabled=False):
+            return (v @ grads[0].mT).mul_(to_end), (k * to_end) @ grads[0], None
 
 
 class _Chunkwise(torch.autograd.Function):
@@ -204,7 +248,8 @@ def _chunks(x: Tensor, C: int) -> Tensor:
 
     float16 becomes float32: its scores overflow.
     """
-    x = F.pad(x.transpose(1, 2), (0, 0, 0, -x.shape[1] % C))
+    x, pad = x.transpose(1, 2), -x.shape[1] % C
+    x = F.pad(x, (0, 0, 0, pad)) if pad else x  # without, pad would copy all the same
     x = x.float() if x.dtype == torch.float16 else x
     return x.contiguous().unflatten(2, (-1, C))
 

@@ -1,0 +1,27 @@
+"""What every branch says of its own operations is what PyTorch counts."""
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixers.cases import D, build, cases
+from retnet.mixers import Branch
+from retnet.ops import Layout
+
+B = 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), cases(), ids=[f"{name}{i}" for i, (name, _) in enumerate(cases())]
+)
+@pytest.mark.parametrize("T", [32, 64])
+def test_a_branch_counts_its_operations(name: str, given: dict[str, Any], T: int) -> None:
+    module = build(name, given)
+    weights = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    with FlopCounterMode(display=False) as counter:
+        module(torch.ones(B, T, D, dtype=torch.float64), None, Layout.of(B, T), "chunkwise")
+    said = cast(Branch, module).flops_per_token(T)
+    assert counter.get_total_flops() == B * T * (2 * weights + said)
