@@ -5,6 +5,7 @@
 PYTHON ?= python3
 NAME ?= ops
 BIN := .venv/bin
+OLD_HF := .venv-hf-5.17
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
@@ -16,8 +17,9 @@ help:  ## list the targets
 demo: $(READY)  ## the whole story in about two minutes: train, score, generate, compare the forms
 	$(BIN)/retnet demo
 
-test: check  ## everything CI checks: `check`, then the tests and every example in the docs
+test: check $(OLD_HF)/.ready  ## everything CI checks: `check`, then the tests and every example in the docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(OLD_HF)/bin/python -m pytest tests/hf
 	OMP_NUM_THREADS=1 $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib" -m compile tests
 
 check: $(READY)  ## lint, format, types and the one-way rooms; changes nothing
@@ -41,4 +43,13 @@ $(READY): pyproject.toml constraints.txt
 	  echo "$(PYTHON) is missing or older than Python 3.11; install one and name it: make PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The oldest transformers we support, beside the packages of .venv, which it sees.
+$(OLD_HF)/.ready: $(READY) constraints-hf-5.17.txt
+	$(BIN)/python -m venv --clear --without-pip $(OLD_HF)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > "$$($(OLD_HF)/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	$(BIN)/python -m pip --python $(OLD_HF)/bin/python install --no-deps --ignore-installed --no-compile \
+	  -r constraints-hf-5.17.txt
 	@touch $@

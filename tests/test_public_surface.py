@@ -50,6 +50,12 @@ PUBLIC: dict[str, list[str]] = {
         "state_bytes_per_text",
         "xz_bits",
     ],
+    "retnet.hf": [
+        "RetNetCache",
+        "RetNetDecoderConfig",
+        "RetNetDecoderForCausalLM",
+        "RetNetDecoderModel",
+    ],
     "retnet.hub": [
         "dump_toml",
         "from_dict",

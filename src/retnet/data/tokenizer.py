@@ -119,6 +119,7 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.bos_token,  # a document ends where the next one starts
+            "pad_token": self.bos_token,  # any will do: the attention mask says what is padding
             "clean_up_tokenization_spaces": False,  # it would change the text
             **self._config,
             "bos_token": self.bos_token,

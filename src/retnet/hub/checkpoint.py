@@ -22,7 +22,7 @@ from retnet.model import Decoder, DecoderConfig
 MODEL_TYPE = "retnet_decoder"
 """Our own, so that another package that registers `retnet` cannot clash."""
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 
 
 def save_checkpoint(folder: str | Path, model: Decoder, tokenizer: Tokenizer | None = None) -> None:
@@ -61,6 +61,9 @@ def save_weights(
     write_json(folder / CONFIG, described)
     if tokenizer is not None:
         tokenizer.save(folder)
+        # for transformers: BOS ends a text, since a document ends where the next one begins
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        write_json(folder / GENERATION, dict.fromkeys(names, tokenizer.bos_id))
 
 
 def load_checkpoint(

@@ -54,11 +54,18 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory.
+    """Read a safetensors file into memory, or the shards that an index names in its place.
 
     Raises:
         ValueError: it is missing or damaged.
     """
+    index = path.with_name(f"{path.name}.index.json")
+    if index.exists() and not path.exists():
+        places = read_object(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise ValueError(f"{index} has no weight_map; restore it from a backup")
+        shards = (read_tensors(path.with_name(name)) for name in sorted(set(places.values())))
+        return {name: tensor for shard in shards for name, tensor in shard.items()}
     try:
         # copies: tensors of a file lie at odd addresses, where sums may round differently
         return {name: tensor.clone() for name, tensor in load_file(path).items()}

@@ -1,7 +1,7 @@
 """The one decoder: embedding, residual branches, norm, head."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,16 +55,10 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights.
-
-        An untied head is N(0, 1/D): its logits have variance 1 and the first loss is
-        ln(V) + 1/2. A tied one must be smaller, N(0, 1/D^2): the residual stream still points
-        along the token just read, whose own logit would be sqrt(D) with the former.
-        """
-        tied = self.config.tie_embeddings
-        std = 1 / self.config.d_model if tied else self.config.d_model**-0.5
+        """Draw new weights."""
+        std = head_std(self.config)
         nn.init.normal_(self.embed_tokens.weight, std=std)
-        if not tied:
+        if not self.config.tie_embeddings:
             nn.init.normal_(self.lm_head.weight, std=std)
         gain = branch_gain(self.config)
         for layer in self.layers:
@@ -123,20 +117,7 @@ class Decoder(nn.Module):
             device=tokens.device,
             sequence=sequence,
         )
-        x = self.embed_tokens(tokens)
-        if self.config.embed_scale:
-            x = x * math.sqrt(self.config.d_model)
-        x = F.dropout(self.embed_norm(x), self.config.dropout, self.training)
-        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        after = []
-        for index, layer in enumerate(self.layers):
-            before = None if state is None else state.layers[index]
-            if recompute:
-                x, new = checkpoint(layer, x, before, layout, form, use_reentrant=False)
-            else:
-                x, new = layer(x, before, layout, form)
-            after.append(new)
-        return self.norm(x), DecoderState(layout.next_position, tuple(after))
+        return run_body(self, self.config, self.embed_tokens(tokens), state, layout, form)
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of hidden vectors."""
@@ -146,6 +127,42 @@ class Decoder(nn.Module):
         """Number of parameters, a tied head counted once; without embeddings and head if asked."""
         skip = set() if embeddings else {self.embed_tokens.weight, self.lm_head.weight}
         return sum(p.numel() for p in self.parameters() if p not in skip)
+
+
+def run_body(
+    body: Any,
+    config: DecoderConfig,
+    x: Float[Tensor, "B T D"],
+    state: DecoderState | None,
+    layout: Layout,
+    form: FormChoice = "auto",
+) -> tuple[Float[Tensor, "B T D"], DecoderState]:
+    """Hidden vectors of embedded tokens, and the state after them.
+
+    A function, so that a model class of another library can hold the same modules.
+
+    Args:
+        body: a `Decoder`, or a module with `embed_norm`, `layers`, `norm` and
+            `gradient_checkpointing` as a `Decoder` has them.
+        config: what these were made from.
+        x: embeddings of the tokens.
+        state: what came before; None at the start of a sequence. It is not modified.
+        layout: where each token stands.
+        form: how the mixers compute.
+    """
+    if config.embed_scale:
+        x = x * math.sqrt(config.d_model)
+    x = F.dropout(body.embed_norm(x), config.dropout, body.training)
+    recompute = body.gradient_checkpointing and body.training and torch.is_grad_enabled()
+    after = []
+    for index, layer in enumerate(body.layers):
+        before = None if state is None else state.layers[index]
+        if recompute:
+            x, new = checkpoint(layer, x, before, layout, form, use_reentrant=False)
+        else:
+            x, new = layer(x, before, layout, form)
+        after.append(new)
+    return body.norm(x), DecoderState(layout.next_position, tuple(after))
 
 
 class Layer(nn.Module):
@@ -184,6 +201,16 @@ class Layer(nn.Module):
             return y
         keep = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
         return y * (keep / (1 - self.drop_path)).to(y.dtype)
+
+
+def head_std(config: DecoderConfig) -> float:
+    """Standard deviation of new embeddings and of a new head.
+
+    An untied head is N(0, 1/D): its logits have variance 1 and the first loss is ln(V) + 1/2. A
+    tied one must be smaller, N(0, 1/D^2): the residual stream still points along the token just
+    read, whose own logit would be sqrt(D) with the former.
+    """
+    return 1 / config.d_model if config.tie_embeddings else config.d_model**-0.5
 
 
 def branch_gain(config: DecoderConfig) -> float:
