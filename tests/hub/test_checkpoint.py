@@ -107,6 +107,12 @@ def test_a_folder_without_tokenizer_is_refused_by_load_only(tmp_path: Path) -> N
     assert load_checkpoint(tmp_path)[1] is None
 
 
+def test_a_tokenizer_with_ids_unknown_to_the_model_is_refused(folder: Path) -> None:
+    Tokenizer.train_bpe(["some text of some words, some of them twice"] * 4, 280).save(folder)
+    with pytest.raises(ValueError, match=r"tokenizer of 2\d\d ids, and its model reads 257; bring"):
+        retnet.load(folder)
+
+
 def test_files_are_in_hugging_face_layout(folder: Path) -> None:
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert data["model_type"] == "retnet_decoder"

@@ -87,7 +87,8 @@ def load_checkpoint(
 
     Raises:
         ValueError: a file is missing or broken, the folder holds another kind of model,
-            tensors are missing, unknown or of another shape, or the adapter is not this model's.
+            tensors are missing, unknown or of another shape, the tokenizer has ids that the
+            model does not know, or the adapter is not this model's.
     """
     folder = Path(folder)
     if is_adapter(folder):
@@ -101,6 +102,11 @@ def load_checkpoint(
     if adapter is not None:
         model = apply_adapter(model, adapter)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder} has a tokenizer of {tokenizer.vocab_size} ids, and its model reads "
+            f"{model.config.vocab_size}; bring back the tokenizer that the model was trained with"
+        )
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
