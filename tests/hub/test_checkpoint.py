@@ -127,7 +127,7 @@ def test_files_are_in_hugging_face_layout(folder: Path) -> None:
 
 def test_saving_again_replaces_our_files_and_leaves_others(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
-    second = decoder(config(d_model=24), torch.float32)
+    second = decoder(config(d_model=24, vocab_size=300), torch.float32)
     save_checkpoint(folder, second)
     assert load_checkpoint(folder)[0].config == second.config
     assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
