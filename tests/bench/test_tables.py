@@ -68,6 +68,19 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
             "prefill_tokens_per_s": one(5000.0),
         }
         made.add("decode", case, metrics, PASSED)
+    for carried, tokens in ((True, 8192), (False, 4096), (True, 4096)):
+        case = {
+            "parameters": 2_000_000,
+            "precision": "float32",
+            "seq_len": 4096,
+            "carried": carried,
+            "tokens": tokens,
+        }
+        metrics = {"process_mib": one(800.0), "tokens_per_s": one(5000.0), "loss": one(2.0)}
+        made.add("document", case, metrics, PASSED)
+    metrics = {"kills_saving": one(9.0), "different_bits": one(0.0), "whole_s": one(60.0)}
+    case = {"steps": 100, "save_every": 20, "kills": 9}
+    made.add("kills", case, {**metrics, "killed_s": one(600.0)}, PASSED)
     metrics = {"float32/matmul_gflops": one(200.0), "copy_gb_per_s": one(10.0)}
     made.add("machine", {"width": 2048}, metrics, PASSED)
     return made.records

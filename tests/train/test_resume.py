@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from retnet.data import prepare
+from retnet.train import TuneSection
 from retnet.train.resume import FREE, corpus_fingerprint, refuse_changes, refuse_other_text
 
 
@@ -45,7 +46,7 @@ def test_a_changed_layer_is_named_by_its_place(make_config):
 
 
 def test_free_settings_exist(make_config):
-    config = make_config()
+    config = replace(make_config(), tune=TuneSection(base="runs/base", method="full"))
     for name in FREE:
         value = config
         for part in name.split("."):

@@ -96,6 +96,7 @@ def test_a_run_learns_and_leaves_a_folder_that_every_command_reads(make_config, 
     assert result.metrics["tokens"] == 30 * 4 * 24
     assert {p.name for p in result.folder.iterdir()} == {
         "config.json",
+        "generation_config.json",
         "loss.png",
         "metrics.jsonl",
         "model.safetensors",
@@ -142,7 +143,7 @@ def test_a_run_killed_again_and_again_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("module", "broken"), [(loop, "save_weights"), (loop, "dump_toml"), (saving, "async_save")]
+    ("module", "broken"), [(loop, "save_learned"), (loop, "dump_toml"), (saving, "async_save")]
 )
 def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
     make_config, tmp_path, monkeypatch, module, broken
@@ -170,7 +171,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
 def test_a_full_disk_ends_the_run_and_keeps_the_step_before(
     make_config, tmp_path, monkeypatch, full
 ):
-    real, calls = loop.save_weights, []
+    real, calls = loop.save_learned, []
 
     def fill_up(*args):
         calls.append(1)
@@ -183,7 +184,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_step_before(
         real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_weights", fill_up)
+        patch.setattr(loop, "save_learned", fill_up)
         message = r"checkpoint of step 8 cannot be written .*No space left.*step-4 is kept: make"
         with pytest.raises(ValueError, match=message):
             train(make_config(dir="cut"), base=tmp_path)
@@ -215,7 +216,7 @@ from pathlib import Path
 from retnet.train import folder, load_config, loop, train
 point, base = sys.argv[1], Path(sys.argv[2])
 if point != "never":
-    module, name = {"writing": (loop, "save_weights"), "publishing": (folder.os, "link")}[point]
+    module, name = {"writing": (loop, "save_learned"), "publishing": (folder.os, "link")}[point]
     real, calls = getattr(module, name), []
     def wrapped(*args, **kwargs):
         calls.append(1)
@@ -259,8 +260,12 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_signal_cuts_a_validation_short_which_is_made_up_for(make_config, tmp_path, monkeypatch):
-    train(make_config(dir="whole"), base=tmp_path)
+@pytest.mark.parametrize("log_every", [5, 6])
+def test_a_signal_cuts_a_validation_short_which_is_made_up_for(
+    make_config, tmp_path, monkeypatch, log_every
+):
+    """Also where the report had begun with a line of the log."""
+    train(make_config(dir="whole", log_every=log_every), base=tmp_path)
     real = loop.Validation.score
 
     def interrupted(self, model, wrap=iter):
@@ -269,10 +274,10 @@ def test_a_signal_cuts_a_validation_short_which_is_made_up_for(make_config, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Validation, "score", interrupted)
-        result = train(make_config(dir="cut"), base=tmp_path)
+        result = train(make_config(dir="cut", log_every=log_every), base=tmp_path)
     assert (result.finished, result.step) == (False, 6)
     assert "valid_loss" not in result.metrics
-    train(make_config(dir="cut"), base=tmp_path)
+    train(make_config(dir="cut", log_every=log_every), base=tmp_path)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -298,6 +303,18 @@ def test_a_complete_run_is_left_alone_until_it_gets_more_steps(make_config, tmp_
     train(make_config(dir="short", steps=12, **settings), base=tmp_path)
     train(make_config(dir="long", steps=12, **settings), base=tmp_path)
     assert_same_run(tmp_path / "short", tmp_path / "long")
+
+
+def test_a_complete_run_that_was_killed_before_it_was_published_is_published(
+    make_config, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "publish", lambda *_: kill())
+        with pytest.raises(Killed):
+            train(make_config(save_every=0), base=tmp_path)
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert train(make_config(save_every=0), base=tmp_path).finished
+    retnet.load(tmp_path / "run")
 
 
 def test_a_changed_setting_is_refused_and_nothing_is_touched(make_config, tmp_path):

@@ -60,13 +60,11 @@ class Kill(NamedTuple):
     """One SIGKILL.
 
     Attributes:
-        moment: what it was aimed at: `starting`, `training` or `saving`.
-        saving: whether a checkpoint was being written.
+        moment: what it hit: `starting`, `training` or `saving`, a checkpoint half-written.
         step: of the newest checkpoint left behind.
     """
 
     moment: str
-    saving: bool
     step: int
 
 
@@ -86,7 +84,7 @@ def bench_kills(session: Session) -> None:
         _finish(_train(killed, case), killed)
         seconds = perf_counter() - begin - whole_s
         different = difference(whole, killed)
-    moments = Counter("saving" if kill.saving else kill.moment for kill in kills)
+    moments = Counter(kill.moment for kill in kills)
     gate = Gate(
         not different and len(kills) == case.kills,
         different or f"{len(kills)} of {case.kills} kills before the run was complete",
@@ -110,8 +108,8 @@ def bench_kills(session: Session) -> None:
 def kill_again_and_again(run: Path, case: KillsCase, tell: Callable[[str], None]) -> list[Kill]:
     """Start the run and kill it, as often as the case says or until it is complete.
 
-    The kills are aimed, in turns at random: at the start of the process, at any moment of the
-    training, and at a checkpoint that is being written. When in it they hit, chance decides.
+    The kills are aimed, at random, at the start of the process, at any moment of the training and
+    at a checkpoint that is being written; what they hit is seen from what they leave behind.
     """
     draw = random.Random(case.seed)
     trainer, log = run / "trainer", run / "metrics.jsonl"
@@ -120,28 +118,54 @@ def kill_again_and_again(run: Path, case: KillsCase, tell: Callable[[str], None]
     while len(kills) < case.kills:
         tell(f"kill {len(kills) + 1}")
         moment = draw.choice(("starting", "training", "training", "saving", "saving"))
-        begin = perf_counter()
+        begin, logged = perf_counter(), _changed(log)
+        saving = _Saving(trainer)
         process = _train(run, case)
         if moment == "starting":
             sleep(draw.uniform(0, starts))
         else:
-            before = _changed(log)
-            _wait(process, lambda before=before: _changed(log) != before)
+            _wait(process, lambda logged=logged: _changed(log) != logged)
             starts = perf_counter() - begin
-            if moment == "saving":
-                for _ in range(draw.randint(1, 3)):
-                    _wait(process, lambda: (trainer / ".saving").exists())
-                    sleep(draw.uniform(0, 0.03))
-            else:
-                sleep(draw.uniform(0, 1.5))
+        if moment == "training":
+            sleep(draw.uniform(0, 1.5))
+        elif moment == "saving":
+            for _ in range(draw.randint(1, 3)):
+                _wait(process, lambda saving=saving: not saving.now())
+                _wait(process, saving.now)
+            sleep(draw.uniform(0, 0.03))
         if process.poll() is not None:
             _finish(process, run)
             break  # complete before it could be killed
         process.kill()
         process.wait()
+        if saving.now():
+            moment = "saving"
+        elif _changed(log) == logged:
+            moment = "starting"
+        else:
+            moment = "training"
         saved = [int(path.name[5:]) for path in trainer.glob("step-*")]
-        kills.append(Kill(moment, (trainer / ".saving").exists(), max(saved, default=0)))
+        kills.append(Kill(moment, max(saved, default=0)))
     return kills
+
+
+class _Saving:
+    """Whether a process writes a checkpoint; what one before it left half-written is no sign."""
+
+    def __init__(self, trainer: Path) -> None:
+        self._folder = trainer / ".saving"
+        self._before = self._made()
+
+    def now(self) -> bool:
+        """Whether it does at this moment."""
+        return self._made() not in (None, self._before)
+
+    def _made(self) -> tuple[int, int] | None:
+        try:
+            found = self._folder.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_ctime_ns
 
 
 def difference(whole: Path, killed: Path) -> str:

@@ -99,7 +99,7 @@ def _help() -> str:
     lines = [
         "usage: retnet COMMAND [...]",
         "",
-        "Train, evaluate and use language models whose memory does not grow with the text.",
+        "Train, evaluate and use language models whose memory does not grow.",
         "",
         "commands:",
     ]
@@ -107,7 +107,7 @@ def _help() -> str:
         lines += [f"  {name:{width}}  {command.summary}", f"  {'':{width}}    {command.example}"]
     lines += [
         "",
-        "`retnet COMMAND --help` shows the options of a command, `retnet --version` the version.",
+        "`retnet COMMAND --help` shows its options, `retnet --version` the version.",
         "New here? Type `retnet demo`.",
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Compare runs in a table, the best first, and in a picture of their curves.
 
-A run is a folder that `retnet train` wrote. "bits" are held-out bits per byte; the columns after
-"age" are the settings that are not the same in all runs.
+A run is a folder that `retnet train` wrote. "bits" are held-out bits per byte;
+the columns after "age" are the settings that are not the same in all runs.
 
 Example: retnet runs runs --plot runs.png
 """
@@ -111,19 +111,29 @@ def _record(run: "RunSummary", differs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(results: list[Row], settings: list[Row]) -> None:
-    """Print one table where it fits or where lines have no end, as in a pipe; else two."""
+    """Print one table where it fits or where lines have no end, as in a pipe; else several."""
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
     lines = _columns([a + b for a, b in zip(results, settings, strict=True)])
     tables = [lines]
     if console.is_terminal and max(map(len, lines)) > console.width:
         names = [row[:1] for row in results]
-        tables = [
-            _columns(results),
-            _columns([a + b for a, b in zip(names, settings, strict=True)]),
-        ]
+        tables = [_columns(results), *_fitted(names, settings, console.width)]
     for number, (header, *rows) in enumerate(tables):
         console.print(("\n" if number else "") + header, style="bold")
         console.print("\n".join(rows))
+
+
+def _fitted(names: list[Row], settings: list[Row], width: int) -> list[list[str]]:
+    """Tables of settings, each with the names and as many columns as the width has room for."""
+    tables: list[list[str]] = []
+    part = names
+    for column in zip(*settings, strict=True):
+        wider = [(*row, cell) for row, cell in zip(part, column, strict=True)]
+        if part is not names and max(map(len, _columns(wider))) > width:
+            tables.append(_columns(part))
+            wider = [(*row, cell) for row, cell in zip(names, column, strict=True)]
+        part = wider
+    return [*tables, _columns(part)] if part is not names else tables
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

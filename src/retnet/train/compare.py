@@ -18,8 +18,19 @@ from retnet.train.resume import flat
 DEPTH = 2
 """Folders below the given one in which runs are looked for."""
 
-SHOWN = {"run.dir", "train.steps"}
-"""Settings that a summary shows in any case."""
+LEFT_OUT = {
+    "run.dir",
+    "train.steps",
+    "train.log_every",
+    "train.log_to",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep",
+    "train.sample_every",
+    "train.sample_prompt",
+    "train.sample_tokens",
+}
+"""Settings that a summary shows in any case, or that only say how a run is watched."""
 
 UNSET = "not set"
 
@@ -128,8 +139,13 @@ def rank_runs(runs: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def differences(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
-    """Of each run the settings that are not the same in all, by the shortest name that is clear."""
-    keys = [key for key in dict.fromkeys(k for r in runs for k in r.settings) if key not in SHOWN]
+    """Of each run the settings that are not the same in all, by the shortest name that is clear.
+
+    Those that only say how a run is watched are left out.
+    """
+    keys = [
+        key for key in dict.fromkeys(k for r in runs for k in r.settings) if key not in LEFT_OUT
+    ]
     differ = [key for key in keys if len({_text(r.settings.get(key)) for r in runs}) > 1]
     ends = [key.rpartition(".")[2] for key in differ]
     shown = [end if ends.count(end) == 1 else key for key, end in zip(differ, ends, strict=True)]

@@ -18,10 +18,20 @@ class RunSection:
     Attributes:
         dir: the run's folder; a run that finds its own checkpoint there goes on from it.
         seed: of the first weights, the order of samples, dropout and sample texts.
+
+    Raises:
+        ValueError: dir is empty.
     """
 
     dir: str
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.dir:
+            raise ValueError(
+                'dir ("") must name a folder for the run, such as "runs/first"; name one, or leave '
+                "it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,7 @@ class TrainSection:
             "keep",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1; raise it")
         for name in (
             "warmup_steps",
             "weight_decay",
@@ -112,7 +122,7 @@ class TrainSection:
             "sample_tokens",
         ):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more")
+                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more; raise it")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulate "
@@ -123,6 +133,8 @@ class TrainSection:
                 f"seq_len ({self.seq_len}) must be a multiple of sequence_ranks "
                 f"({self.sequence_ranks}), which share each row; change one of them"
             )
+        if self.seq_len == 1:
+            raise ValueError("seq_len (1) leaves nothing to look back at; take 2 or more")
         if self.learning_rate <= 0:
             raise ValueError(
                 f"learning_rate ({self.learning_rate}) must be above 0; 0.002 suits small models"

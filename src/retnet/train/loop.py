@@ -53,7 +53,8 @@ class Progress:
         corpus: fingerprint of the text.
         step: updates done.
         seconds: spent in steps.
-        unlogged: loss and gradient norm of the steps since the last line of the log.
+        unlogged: loss and gradient norm of the steps that the next line of the log is about; of
+            those that the last one was about, if no step came after it.
     """
 
     corpus: str
@@ -85,7 +86,6 @@ class Loop:
         self.config = config
         self.progress = progress
         self._corpus = corpus
-        self._folder = folder
         self._display = display
         self._ranks = ranks
         self._autocast = partial(
@@ -102,23 +102,21 @@ class Loop:
         self.model.gradient_checkpointing = config.train.gradient_checkpointing
         self.num_parameters = self.model.num_parameters()
         self._flops_per_token = training_flops_per_token(self.model, config.train.seq_len)
+        # Before sharding: reading nothing with a sharded model would leave its weights gathered,
+        # and those of a checkpoint, which come next, unseen.
+        self._feed = Feed(corpus.train, config, ranks, self.model)
         shard_model(self.model, ranks, config.train.shard)
         # Kept: between forward and backward a sharded model shows other tensors in their place.
         self._parameters = learned_parameters(self.model)
         self._optimizer = build_optimizer(self.model, config.train)
-        self._feed = Feed(corpus.train, config, ranks, self.model)
+        self._folder = folder
         self._saver = Saver(folder, ranks, self._write_step, config.train.keep)
         self._saved_step = 0
         if progress.step:
             self._restore(folder.trainer / f"step-{progress.step}")
         self._validation = Validation(config, corpus, ranks, self._autocast)
         self._log: MetricsLog | None = None
-        if ranks.first:
-            self._log = MetricsLog(
-                folder.path / "metrics.jsonl",
-                before_step=progress.step,
-                sinks=find_sinks(config.train.log_to),
-            )
+        ranks.on_first(self._open_log)
         self._unread: list[Tensor] = []
         self._losses = RunningMean()
         self._logged = (progress.step, 0.0)
@@ -133,16 +131,17 @@ class Loop:
         with ExitStack() as stack:
             if self._log is not None:
                 stack.callback(self._log.close)
+            # Around the saver's end: when one process fails, torchrun ends the others by SIGTERM,
+            # and the first of them may have to finish a checkpoint and say what is wrong.
+            stop = stack.enter_context(StopRequest(speaks=ranks.first))
             stack.callback(self._saver.close)
-            stop = stack.enter_context(StopRequest())
             stack.enter_context(self._display.training(progress.step, train.steps))
             try:
                 if progress.step:
                     self._report(stop)
                 while progress.step < train.steps:
                     self._step()
-                    self._saver.poll()
-                    stopping = ranks.any(stop.name is not None)
+                    stopping = ranks.any(stop.name is not None or self._saver.failed)
                     if self._due(train.save_every) or stopping:
                         self._save()
                     if stopping:
@@ -157,6 +156,9 @@ class Loop:
 
     def _step(self) -> None:
         config, progress, ranks = self.config, self.progress, self._ranks
+        # Not when they were logged: a checkpoint of that step must still be able to tell them.
+        if self._is_logged():
+            progress.unlogged.clear()
         self._pace.begin_step()
         purpose = f"step {progress.step}" + (f" rank {ranks.rank}" if ranks.rank else "")
         torch.manual_seed(derived_seed(config.run.seed, purpose))
@@ -190,6 +192,10 @@ class Loop:
         step, steps = self.progress.step, self.config.train.steps
         return step == steps or (every > 0 and step % every == 0)
 
+    def _is_logged(self) -> bool:
+        """Whether the last step's report has a line about training."""
+        return self._due(self.config.train.log_every) or self.progress.step == 1
+
     def _read_losses(self) -> None:
         """Fetch losses from the device, which waits for it; stop if one is no number."""
         if not self._unread:
@@ -216,7 +222,7 @@ class Loop:
 
     def _report(self, stop: StopRequest) -> None:
         train, step = self.config.train, self.progress.step
-        if self._due(train.log_every) or step == 1:
+        if self._is_logged():
             self._write(self._training_metrics())
         if train.sample_tokens and self._due(train.sample_every):
             text = self._validation.sample(self.model)
@@ -241,7 +247,6 @@ class Loop:
         tokens = (progress.step - logged_step) * self.config.train.tokens_per_step
         self._logged = (progress.step, self._pace.training_seconds)
         losses, norms = zip(*progress.unlogged, strict=True)
-        progress.unlogged.clear()
         speed = tokens / seconds if tokens else None
         share = None if speed is None else self._pace.share_of_peak(speed)
         return {
@@ -253,18 +258,24 @@ class Loop:
             "seconds": round(progress.seconds + self._pace.training_seconds, 3),
         }
 
+    def _open_log(self) -> None:
+        self._log = MetricsLog(
+            self._folder.path / "metrics.jsonl",
+            before_step=self.progress.step,
+            sinks=find_sinks(self.config.train.log_to),
+        )
+
     def _write(self, metrics: Metrics) -> None:
-        if self._log is not None:
-            step = self.progress.step
-            tokens = step * self.config.train.tokens_per_step
-            self._log.append({"step": step, "tokens": tokens, **metrics})
+        step = self.progress.step
+        tokens = step * self.config.train.tokens_per_step
+        line = {"step": step, "tokens": tokens, **metrics}
+        self._ranks.on_first(lambda: self._log and self._log.append(line))
 
     def _save(self) -> None:
         if self.progress.step == self._saved_step:
             return
         self._read_losses()
-        if self._log is not None:
-            self._log.sync()
+        self._ranks.on_first(lambda: self._log and self._log.sync())
         progress = {
             "corpus": self.progress.corpus,
             "seconds": self.progress.seconds + self._pace.training_seconds,
@@ -289,8 +300,6 @@ class Loop:
         read_tensors(step_folder / MODEL, self._parameters, alone=alone)
         read_tensors(step_folder / STATE, state, alone=alone)
         self._feed.restore(state)
-        if self._ranks.first:
-            self._folder.publish(step_folder)
         self._saved_step = self.progress.step
 
 

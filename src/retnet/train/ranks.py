@@ -71,12 +71,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+    def any(self, flag: bool, group: dist.ProcessGroup | None = None) -> bool:
+        """Whether the flag is up in any process; asked in `control` unless a group is given."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=group or self.control)
         return bool(flags.item())
 
     def failure(self, message: str) -> BaseException:

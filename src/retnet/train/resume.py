@@ -50,9 +50,14 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> None:
         was, now = before.get(key, UNSET), after.get(key, UNSET)
         if was != now and key not in FREE:
             raise ValueError(
-                f"{key} ({now}) must stay {was}, with which this run began; set it back, or start "
-                "a new run with another run.dir"
+                f"{key} ({_shown(now)}) must stay {_shown(was)}, with which this run began; set it "
+                "back, or start a new run with another run.dir"
             )
+
+
+def _shown(value: Any) -> Any:
+    """What a message shows: an empty text would leave a hole in it."""
+    return '""' if value == "" else value
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:

@@ -72,7 +72,7 @@ def train(
     Raises:
         ValueError: text, vocabulary and model do not fit together, the folder belongs to a run
             with other settings or is damaged, training diverged, or the disk is full.
-        SystemExit: in the other processes, when one of these ended the first before any step.
+        SystemExit: in the other processes, when one of these ended the first.
     """
     keep_freed_memory()
     find_sinks(config.train.log_to)  # what is missing is said before anything slow
@@ -83,8 +83,14 @@ def train(
 
         def prepare_run() -> _Start:
             _check_shares(config, ranks)
-            stack.enter_context(folder.locked())
-            return _start(config, base, folder, display)
+            try:
+                stack.enter_context(folder.locked())
+                return _start(config, base, folder, display)
+            except OSError as error:
+                raise ValueError(
+                    f"run.dir ({folder.path}) cannot be written ({error}); make room, or name a "
+                    "folder that you may write to"
+                ) from error
 
         start = ranks.on_first(prepare_run)
         if start.tokens is None:
@@ -110,6 +116,7 @@ def train(
             else f"stopped after step {progress.step} and saved in {folder.path}; the same command "
             "goes on from there"
         )
+        ranks.barrier()  # torchrun ends all when one leaves with the status of a stopped run
         return _result(folder, progress.step, finished)
 
 
@@ -139,6 +146,7 @@ def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -
         progress = _progress(saved)
         old = from_dict(RunConfig, load_toml(saved / RUN))
         refuse_changes(old, config)
+        folder.publish(saved)  # a kill may have come in between
         if _is_complete(folder, progress.step, config):
             display.note(
                 f"{folder.path} is complete with {progress.step} steps; raise train.steps "
@@ -194,3 +202,5 @@ def _draw(folder: RunFolder, display: Display, title: str) -> None:
         plot_metrics(read_metrics(folder.path / "metrics.jsonl"), folder.path / PLOT, title)
     except ModuleNotFoundError:
         display.note("no loss plot: matplotlib is missing; pip install 'retnet[plot]' brings it")
+    except OSError as error:
+        display.note(f"no loss plot: {folder.path / PLOT} cannot be written ({error})")

@@ -38,7 +38,7 @@ class Saver:
     """Saves steps in the background: one at a time, and the run goes on meanwhile.
 
     What is to be saved is copied before `save` returns. The step appears in the folder when all of
-    it is on the disk; a failure is raised by the next call.
+    it is on the disk; a failure is raised by the next call, in all processes.
 
     Args:
         folder: the run's.
@@ -96,18 +96,20 @@ class Saver:
                 self._write(step, work, gathered)
                 self._folder.commit(step, progress, self._keep)
 
-        self._pending = self._executor.submit(self._guarded(step, finish))
+        self._pending = self._executor.submit(self._together, self._guarded(step, finish))
 
-    def poll(self) -> None:
-        """Raise what went wrong in the background, if anything has by now."""
-        if self._pending is not None and self._pending.done():
-            self.wait()
+    @property
+    def failed(self) -> bool:
+        """Whether something has gone wrong in the background by now, which `wait` raises."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
 
     def wait(self) -> None:
-        """Return when the last step that was to be saved is.
+        """Return when the last step that was to be saved is, by all processes.
 
         Raises:
             ValueError: it cannot be written; the step before is still there.
+            SystemExit: likewise, in all processes but the first, which says why.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -116,6 +118,19 @@ class Saver:
     def close(self) -> None:
         """Let what is being written end, well or not; for a run that ends with an error."""
         self._executor.shutdown(wait=True)
+
+    def _together(self, work: Callable[[], Any]) -> None:
+        """Return when all processes have done their part, or fail in all of them."""
+        fault = None
+        try:
+            work()
+        except BaseException as error:  # raised below, when the others know
+            fault = error
+        failed = self._ranks.any(fault is not None, group=self._ranks.saving)
+        if fault is not None and (self._ranks.first or not isinstance(fault, ValueError)):
+            raise fault
+        if failed:
+            raise self._ranks.failure("another process cannot write its part of a checkpoint")
 
     def _guarded(self, step: int, work: Callable[[], Any]) -> Callable[[], Any]:
         def guarded() -> Any:

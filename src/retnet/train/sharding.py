@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from retnet.model import Decoder
@@ -37,6 +37,12 @@ def shard_model(model: Decoder, ranks: Ranks, shard: Shard) -> None:
     # holds embedding, norm and head, stays gathered until the backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
+    for unit in (*model.layers, model):
+        # FSDP keeps the tensors that it gathers weights into. Made now, they are ordinary ones; a
+        # run that goes on with a validation would make them in inference mode, unfit for training.
+        assert isinstance(unit, FSDPModule)
+        unit.unshard()
+        unit.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

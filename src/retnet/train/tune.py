@@ -81,7 +81,10 @@ def expand_base(tables: Mapping[str, Any], root: Path) -> dict[str, Any]:
     if not isinstance(base, str) or not isinstance(data, Mapping):
         return dict(tables)  # what is wrong is said when the config is built
     folder = _checkpoint(base, root)
-    config = read_config(folder)
+    try:
+        config = read_config(folder)
+    except ValueError as error:
+        raise ValueError(f'tune.base ("{base}") must be a checkpoint: {error}') from None
     if not (folder / "tokenizer.json").exists():
         raise ValueError(
             f'tune.base ("{base}") has no tokenizer.json, and a run must go on with its base\'s '
