@@ -4,12 +4,13 @@
 
 PYTHON ?= python3
 NAME ?= ops
+FOLDER ?= runs/demo
 BIN := .venv/bin
 OLD_HF := .venv-hf-5.17
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt check bench docs
+.PHONY: help demo test fmt check bench hf docs
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -34,6 +35,10 @@ fmt: $(READY)  ## format the code and fix what ruff can fix
 
 bench: $(READY)  ## measure, as `make bench NAME=train`: ops, train, forms or decode
 	$(BIN)/retnet bench $(NAME)
+
+hf: $(READY) $(OLD_HF)/.ready  ## use a trained folder in both versions of transformers: make hf FOLDER=runs/demo
+	$(BIN)/python tests/hf/on_a_folder.py $(FOLDER)
+	$(OLD_HF)/bin/python tests/hf/on_a_folder.py $(FOLDER)
 
 docs: $(READY)  ## run every example in README.md and docs/
 	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs
