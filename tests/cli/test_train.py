@@ -56,6 +56,20 @@ def test_an_unknown_setting_in_the_file_names_the_nearest(run: Run, config: Path
     assert err == "error: train.seq_length is not a known key; did you mean seq_len?\n"
 
 
+def test_of_many_processes_only_the_first_says_what_is_wrong_with_the_file(
+    run: Run, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(config.read_text().replace("steps", "stepz"))
+    said = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        status, out, err = run("train", str(config))
+        assert status == FAILED
+        said[rank] = out + err
+    assert "steps" in said["0"]
+    assert said["1"] == ""
+
+
 def test_the_file_comes_first(run: Run) -> None:
     status, _, err = run("train", "--train.steps", "3")
     assert status == FAILED

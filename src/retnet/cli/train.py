@@ -6,13 +6,15 @@ Examples:
   retnet train configs/tiny.toml                        train, or go on
   retnet train configs/tiny.toml --train.steps 100      with another setting
   retnet train configs/tiny.toml --help                 lists the settings
+  torchrun --nproc-per-node 2 -m retnet train configs/tiny.toml   on two processes
 
 The run's folder is `runs/<name of the file>`, unless [run] names another.
 """
 
+import os
 from collections.abc import Sequence
 
-from retnet.cli.status import INTERRUPTED, OK
+from retnet.cli.status import FAILED, INTERRUPTED, OK
 
 USAGE = "usage: retnet train CONFIG.toml [-h] [--SECTION.SETTING VALUE ...]"
 
@@ -27,5 +29,10 @@ def main(words: Sequence[str]) -> int:
 
     from retnet.train import cli_config, train
 
-    config = cli_config(words[0], words[1:], prog=f"retnet train {words[0]}")
+    try:
+        config = cli_config(words[0], words[1:], prog=f"retnet train {words[0]}")
+    except ValueError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return FAILED  # torchrun's first process says what all have found
     return OK if train(config).finished else INTERRUPTED
