@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -74,7 +75,7 @@ def train(folder: str, work: Path) -> str:
         model,
         _arguments(work, 6),
         train_dataset=rows,
-        eval_dataset=rows[:8],
+        eval_dataset=rows.select(range(8)),
         processing_class=tokenizer,
     )
     before = trainer.evaluate()["eval_loss"]
@@ -97,7 +98,7 @@ def tune(folder: str, work: Path) -> str:
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(base, lora)
     Trainer(tuned, _arguments(work / "run", 6), train_dataset=_rows(tokenizer)).train()
-    tuned.save_pretrained(work / "lora")
+    tuned.save_pretrained(str(work / "lora"))
     fresh, _ = _read(folder)
     again = PeftModel.from_pretrained(fresh, str(work / "lora")).eval()
     ids = tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
@@ -133,11 +134,11 @@ def _read(folder: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def _rows(tokenizer: Any) -> list[dict[str, list[int]]]:
+def _rows(tokenizer: Any) -> Dataset:
     """This file's own text: there is always one."""
     ids = tokenizer(Path(__file__).read_text(encoding="utf-8"))["input_ids"]
-    starts = range(0, len(ids) - ROW, ROW)
-    return [{"input_ids": ids[i : i + ROW], "labels": ids[i : i + ROW]} for i in starts]
+    rows = [ids[i : i + ROW] for i in range(0, len(ids) - ROW, ROW)]
+    return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
 
 def _arguments(work: Path, steps: int) -> TrainingArguments:
