@@ -80,12 +80,7 @@ def _measure(session: Session, case: DecodeCase, model: Decoder, name: str) -> N
             "prefill_tokens_per_s": Spread.of([at.prefill_tokens_per_s]),
         }
         session.recorder.add(BENCH, {**fields, "context": at.context}, metrics, gate)
-    picture = session.recorder.folder / "decode.png"
-    try:
-        plot_decode(session.recorder.records, picture)
-        session.pictures.append(picture)
-    except ModuleNotFoundError:
-        session.skip("no picture: matplotlib is missing; pip install 'retnet[plot]' brings it")
+    session.draw("decode.png", plot_decode)
 
 
 def read_to_marks(

@@ -77,12 +77,7 @@ def bench_document(session: Session) -> None:
                 },
                 Gate(bool(np.isfinite(at.loss)), f"a loss of {at.loss}"),
             )
-    picture = session.recorder.folder / "document.png"
-    try:
-        plot_document(session.recorder.records, picture)
-        session.pictures.append(picture)
-    except ModuleNotFoundError:
-        session.skip("no picture: matplotlib is missing; pip install 'retnet[plot]' brings it")
+    session.draw("document.png", plot_document)
     session.end()
 
 

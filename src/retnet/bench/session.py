@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retnet.bench.machine import provenance
 from retnet.bench.peers import PeerMissing
-from retnet.bench.record import GateFailed, Recorder
+from retnet.bench.record import GateFailed, Record, Recorder
 from retnet.bench.timing import FULL, QUICK
 
 Tell = Callable[[str, int, int], None]
@@ -53,6 +53,16 @@ class Session:
         """Note, once, that something is missing."""
         if str(why) not in self.skipped:
             self.skipped.append(str(why))
+
+    def draw(self, name: str, plot: Callable[[list[Record], Path], None]) -> None:
+        """Draw a picture of the results so far, beside the records; note it if that cannot be."""
+        picture = self.recorder.folder / name
+        try:
+            plot(self.recorder.records, picture)
+        except ModuleNotFoundError:
+            self.skip("no picture: matplotlib is missing; pip install 'retnet[plot]' brings it")
+        else:
+            self.pictures.append(picture)
 
     def fail(self, what: str, error: GateFailed) -> None:
         """Note a case whose gate failed; it has no record."""

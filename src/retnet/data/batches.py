@@ -114,8 +114,7 @@ def training_batch(  # noqa: PLR0913 - a place in the run has five coordinates
     first = step * batch_size + (micro_step * world_size + rank) * rows
     samples = np.arange(first, first + rows, dtype=np.int64)
     starts = window_starts(samples, stream, seq_len=seq_len, seed=seed)
-    places = (starts[:, None] + np.arange(seq_len + 1)) % stream.num_tokens  # B T+1
-    return _batch(stream, stream.tokens[places].astype(np.int64), np.ones(rows) * seq_len)
+    return _windows(stream, starts, seq_len)
 
 
 def carried_batch(  # noqa: PLR0913 - a place in the run has five coordinates
@@ -145,8 +144,7 @@ def carried_batch(  # noqa: PLR0913 - a place in the run has five coordinates
     lanes = np.arange(first, first + rows, dtype=np.int64)
     phase = epoch_phase(stream.num_tokens, seed=seed, epoch=0)
     begins = phase + lanes * stream.num_tokens // batch_size + step * seq_len
-    places = (begins[:, None] + np.arange(seq_len + 1)) % stream.num_tokens  # B T+1
-    return _batch(stream, stream.tokens[places].astype(np.int64), np.ones(rows) * seq_len)
+    return _windows(stream, begins, seq_len)
 
 
 def stream_segments(stream: TokenStream, *, seq_len: int, batch_size: int = 1) -> Iterator[Batch]:
@@ -216,6 +214,13 @@ def eval_windows(stream: TokenStream, *, seq_len: int, batch_size: int) -> Itera
         places = rows[:, None] + np.arange(seq_len + 1)
         tokens = stream.tokens[np.minimum(places, num_targets)].astype(np.int64)
         yield _batch(stream, tokens, np.minimum(num_targets - rows, seq_len))
+
+
+def _windows(stream: TokenStream, begins: np.ndarray, seq_len: int) -> Batch:
+    """Make a batch of full rows, row b from begins[b] of the stream as a ring."""
+    places = (begins[:, None] + np.arange(seq_len + 1)) % stream.num_tokens  # B T+1
+    counts = np.full(len(begins), seq_len)
+    return _batch(stream, stream.tokens[places].astype(np.int64), counts)
 
 
 def _batch(stream: TokenStream, tokens: np.ndarray, counts: np.ndarray) -> Batch:

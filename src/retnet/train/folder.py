@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import fcntl
@@ -30,6 +30,18 @@ FORMAT = 2
 PROGRESS = "progress.json"
 MODEL = "model"
 """Folder of a step whose files are published."""
+
+
+class Saved(NamedTuple):
+    """A step whose files are as they were written.
+
+    Attributes:
+        path: its folder.
+        progress: what `RunFolder.commit` got as progress, and the step.
+    """
+
+    path: Path
+    progress: dict[str, Any]
 
 
 class RunFolder:
@@ -73,7 +85,7 @@ class RunFolder:
         steps = {int(p.name[5:]): p for p in self.trainer.glob("step-*") if p.name[5:].isdigit()}
         return [steps[number] for number in sorted(steps, reverse=True)]
 
-    def latest_sound(self) -> tuple[Path | None, list[str]]:
+    def latest_sound(self) -> tuple[Saved | None, list[str]]:
         """The newest step whose files are as they were written, and what is wrong with newer ones.
 
         A damaged step is put aside, as `damaged-step-N`.
@@ -84,7 +96,7 @@ class RunFolder:
         steps, troubles = self.steps(), []
         for step in steps:
             try:
-                read_progress(step)
+                progress = read_progress(step)
             except ValueError as error:
                 troubles.append(str(error))
                 continue
@@ -92,7 +104,7 @@ class RunFolder:
                 aside = bad.with_name(f"damaged-{bad.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 bad.rename(aside)
-            return step, troubles
+            return Saved(step, progress), troubles
         if steps:
             raise ValueError(
                 f"{troubles[0]}, and no older step is whole; restore one from a backup, or delete "

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from retnet.data import Corpus, prepare, windows_per_epoch
 from retnet.hub import dump_toml, from_dict, load_toml, write_atomic
 from retnet.train.config import RunConfig, fit_vocabulary
 from retnet.train.display import Display
-from retnet.train.folder import RunFolder, read_progress
+from retnet.train.folder import RunFolder
 from retnet.train.loop import RUN, Loop, Progress
 from retnet.train.memory import keep_freed_memory
 from retnet.train.metrics import Metrics, read_metrics
@@ -143,10 +144,10 @@ def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -
         display.note(f"{trouble}; it is put aside, and the step before it serves")
     progress, old = Progress(corpus="", unlogged=[]), config
     if saved is not None:
-        progress = _progress(saved)
-        old = from_dict(RunConfig, load_toml(saved / RUN))
+        progress = _progress(saved.progress)
+        old = from_dict(RunConfig, load_toml(saved.path / RUN))
         refuse_changes(old, config)
-        folder.publish(saved)  # a kill may have come in between
+        folder.publish(saved.path)  # a kill may have come in between
         if _is_complete(folder, progress.step, config):
             display.note(
                 f"{folder.path} is complete with {progress.step} steps; raise train.steps "
@@ -167,8 +168,7 @@ def _start(config: RunConfig, base: Path, folder: RunFolder, display: Display) -
     return _Start(config=config, progress=progress, tokens=corpus.folder)
 
 
-def _progress(saved: Path) -> Progress:
-    read = read_progress(saved)
+def _progress(read: dict[str, Any]) -> Progress:
     return Progress(
         corpus=read["corpus"],
         step=read["step"],
