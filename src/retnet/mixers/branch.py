@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retnet.ops import Layout
+from retnet.ops.packed_linear import Weights
 from retnet.types import FormChoice
 
 
@@ -39,6 +40,34 @@ class Branch(Protocol):
         Per token of a row of `seq_len`, by the form that trains it; a multiplication and an
         addition are two. The backward pass is taken to have twice as many.
         """
+        ...
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A branch that keeps its state in another way while it reads one token at a time.
+
+    Its forward then takes and returns opened states, for one token, without gradients and without
+    padding or starts. An opened state is a NamedTuple of tensors with the batch first. It may share
+    memory with the ones before it in such a way that they can still be closed, but only the newest
+    may be stepped.
+    """
+
+    def open_state(self, state: Any, tokens: int) -> Any:
+        """Begin at most `tokens` steps after a plain state, which is not modified."""
+        ...
+
+    def close_state(self, opened: Any) -> Any:
+        """Return the plain state after all that was read."""
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A branch whose weights can also be kept in an order for products of few tokens."""
+
+    def pack(self, weights: Weights) -> None:
+        """Keep such copies; from then on the parameters must not change."""
         ...
 
 

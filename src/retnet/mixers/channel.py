@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
+from retnet.ops.packed_linear import Weights
 from retnet.types import FormChoice
 
 Activation = Literal["swish", "gelu", "relu"]
@@ -40,6 +42,8 @@ class GLU(nn.Module):
         self.gate_proj = nn.Linear(d_model, config.width, bias=False)
         self.up_proj = nn.Linear(d_model, config.width, bias=False)
         self.down_proj = nn.Linear(config.width, d_model, bias=False)
+        self.inward = JointLinear(self, ("gate_proj", "up_proj"))
+        self.outward = JointLinear(self, ("down_proj",))
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -47,6 +51,11 @@ class GLU(nn.Module):
         _reset(self.gate_proj, 1.0)
         _reset(self.up_proj, gain)
         _reset(self.down_proj, gain)
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.inward.pack(weights)
+        self.outward.pack(weights)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""
@@ -60,7 +69,8 @@ class GLU(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x)), state
+        gate, up = self.inward(x)
+        return self.outward(self.act(gate) * up)[0], state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,8 @@ class FFN(nn.Module):
             nn.LayerNorm(config.width, config.norm_eps) if config.inner_norm else nn.Identity()
         )
         self.down_proj = nn.Linear(config.width, d_model)
+        self.inward = JointLinear(self, ("up_proj",))
+        self.outward = JointLinear(self, ("down_proj",))
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -103,6 +115,11 @@ class FFN(nn.Module):
         _reset(self.down_proj, gain)
         if isinstance(self.inner_norm, nn.LayerNorm):
             self.inner_norm.reset_parameters()
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.inward.pack(weights)
+        self.outward.pack(weights)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""
@@ -116,7 +133,8 @@ class FFN(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
-        return self.down_proj(self.inner_norm(self.act(self.up_proj(x)))), state
+        [up] = self.inward(x)
+        return self.outward(self.inner_norm(self.act(up)))[0], state
 
 
 def _reset(linear: nn.Linear, gain: float) -> None:

@@ -11,8 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retnet.mixers.projection import JointLinear
+from retnet.mixers.retention_step import (
+    OpenedRetention,
+    close_retention,
+    open_retention,
+    retention_step,
+)
 from retnet.ops import Layout, retention
 from retnet.ops.norm import rms_norm
+from retnet.ops.packed_linear import Weights
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.retention.initial import initial_output
 from retnet.ops.retention.normalizers import squared_decay_norm, torchscale_row_sum
@@ -112,6 +120,10 @@ class Retention(nn.Module):
         )
         shape = config.num_heads, self.D_k, self.D_v
         self.initial_S = nn.Parameter(torch.zeros(shape)) if config.initial_state else None
+        inward = ("q_proj", "k_proj", "v_proj") + ("g_proj",) * config.gate
+        self.inward = JointLinear(self, inward)
+        self.outward = JointLinear(self, ("o_proj",))
+        self.log_decays = tuple(log_decays(config.decay, config.num_heads).tolist())
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -135,18 +147,30 @@ class Retention(nn.Module):
             flops += 2 * self.D_k * self.D_v  # read once per token
         return self.config.num_heads * flops
 
+    def open_state(self, state: RetentionState, tokens: int) -> OpenedRetention:  # noqa: ARG002
+        """Begin single steps; see `Steps`."""
+        return open_retention(state.S)
+
+    def close_state(self, opened: OpenedRetention) -> RetentionState:
+        """The plain state again; see `Steps`."""
+        return RetentionState(close_retention(self, opened))
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.inward.pack(weights)
+        self.outward.pack(weights)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: RetentionState | None,
+        state: RetentionState | OpenedRetention | None,
         layout: Layout,
         form: FormChoice = "auto",
-    ) -> tuple[Float[Tensor, "B T D"], RetentionState]:
+    ) -> tuple[Float[Tensor, "B T D"], RetentionState | OpenedRetention]:
         """Mix T tokens; see `Branch` for the contract."""
-        q, k, v = (
-            proj(x).unflatten(-1, (self.config.num_heads, -1))
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        if isinstance(state, OpenedRetention):
+            return retention_step(self, x, state, layout)
+        q, k, v, *g = (y.unflatten(-1, (self.config.num_heads, -1)) for y in self.inward(x))
         if x.dtype == torch.float16:  # o overflows float16 long before the head norm tames it
             q, k, v = q.float(), k.float(), v.float()
         q, k = self._rotate(q, k, layout)
@@ -156,11 +180,11 @@ class Retention(nn.Module):
         o, S = retention(q, k, v, log_decay, S, layout=layout, form=chosen)
         if self.initial_S is not None:
             o = o + initial_output(q, log_decay, self.initial_S, layout)
-        y = self._normalize(o, self._score_norm(q, k, log_decay, state, layout, chosen))
+        y = self.normalize(o, self._score_norm(q, k, log_decay, state, layout, chosen))
         y = y.to(x.dtype)
-        if self.g_proj is not None:
-            y = F.silu(self.g_proj(x)).view(y.shape) * y
-        return self.o_proj(y.flatten(2)), RetentionState(S)
+        if g:
+            y = F.silu(g[0]) * y
+        return self.outward(y.flatten(2))[0], RetentionState(S)
 
     def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Give q and k the same rotation: the dot product itself conjugates one of them."""
@@ -223,7 +247,7 @@ class Retention(nn.Module):
         absolute = config.score_norm == "torchscale"
         return squared * torchscale_row_sum(q, k, log_decay, squared, layout, absolute) ** 2
 
-    def _normalize(self, o: Tensor, squared: Tensor | None) -> Tensor:
+    def normalize(self, o: Tensor, squared: Tensor | None) -> Tensor:
         """Norm of o / c over each head's D_v, where `squared` is c^2.
 
         The division is folded into the norm: norm(o / c; eps) = norm(o; eps c^2), so it costs a

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from retnet.mixers import Branch, BranchConfig
+from retnet.mixers.projection import JointLinear
 from retnet.model.config import DecoderConfig
 from retnet.model.norm import RMSNorm
 from retnet.model.state import DecoderState
@@ -52,6 +53,7 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        self.outward = JointLinear(self, ("lm_head",))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,7 +123,7 @@ class Decoder(nn.Module):
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of hidden vectors."""
-        return self.lm_head(h)
+        return self.outward(h)[0]
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied head counted once; without embeddings and head if asked."""
@@ -152,7 +154,9 @@ def run_body(
     """
     if config.embed_scale:
         x = x * math.sqrt(config.d_model)
-    x = F.dropout(body.embed_norm(x), config.dropout, body.training)
+    x = body.embed_norm(x)
+    if body.training:
+        x = F.dropout(x, config.dropout, body.training)
     recompute = body.gradient_checkpointing and body.training and torch.is_grad_enabled()
     after = []
     for index, layer in enumerate(body.layers):
@@ -190,14 +194,15 @@ class Layer(nn.Module):
             y, new = branch(inner, state, layout, form)
             if layout.spread is not None and new is not None:
                 _check_spans_ranks(branch)
-            y = self._drop_path(F.dropout(y, self.dropout, self.training))
+            if self.training:
+                y = self._drop_path(F.dropout(y, self.dropout, self.training))
             x = norm(self.alpha * x + y) if self.post_norm else x + y
             after.append(new)
         return x, tuple(after)
 
     def _drop_path(self, y: Tensor) -> Tensor:
         """Skip the branch for a random part of the rows, and enlarge it for the rest."""
-        if not self.training or self.drop_path == 0:
+        if self.drop_path == 0:
             return y
         keep = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
         return y * (keep / (1 - self.drop_path)).to(y.dtype)

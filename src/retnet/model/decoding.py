@@ -1,6 +1,7 @@
 """Decoding: read prompts in chunks, then step token by token at a cost that never grows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +10,10 @@ from torch import Tensor
 from retnet.model.decoder import Decoder
 from retnet.model.sampling import PLAIN, Sampling, row_generator, sample
 from retnet.model.state import DecoderState, concat_rows, select_rows
+from retnet.model.steps import close_state, open_state
+
+ROOM = 256
+"""Steps that a state is first opened for; each time after, for twice as many."""
 
 
 @torch.inference_mode()
@@ -108,8 +113,9 @@ class Decoding:
     ) -> None:
         """Continue from what `prefill` returned; generators default to samples 0 to B - 1."""
         self.logits = logits
-        self.state = state
+        self._state = state
         self._model = model
+        self._room, self._left = ROOM, 0  # 0: the state is plain
         self._sampling = sampling
         if generators is None:
             generators = [row_generator(sampling.seed, i) for i in range(len(logits))]
@@ -119,28 +125,47 @@ class Decoding:
             self._seen = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
         self._unread: Tensor | None = None
 
+    @property
+    def state(self) -> DecoderState:
+        """The plain state that `logits` follow."""
+        return self.mark()()
+
+    def mark(self) -> Callable[[], DecoderState]:
+        """Remember this place; what is returned gives the state here at any time later."""
+        model, state = self._model, self._state
+        return partial(_closed, model, state) if self._left else lambda: state
+
     def __iter__(self) -> "Decoding":
         return self
 
     @torch.inference_mode()
     def __next__(self) -> Int[Tensor, " B"]:
-        logits, state = self.logits, self.state
+        logits, state, room, left = self.logits, self._state, self._room, self._left
         if self._unread is not None:
+            if left <= 1:
+                state = state if left == 0 else close_state(self._model, state)
+                state, left, room = open_state(self._model, state, room), room + 1, 2 * room
             h, state = self._model.hidden(self._unread[:, None], state)
-            logits = self._model.head(h[:, 0])
+            logits, left = self._model.head(h[:, 0]), left - 1
         tokens = sample(logits, self._sampling, self._generators, self._seen)
         if self._seen is not None:
             ones = torch.ones_like(tokens, dtype=self._seen.dtype)
             self._seen.scatter_add_(1, tokens[:, None], ones[:, None])
         # all at once and last, so that an interrupted step leaves the one before it whole
-        self.logits, self.state, self._unread = logits, state, tokens
+        self.logits, self._state, self._unread = logits, state, tokens
+        self._room, self._left = room, left
         return tokens
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which then cost nothing more."""
         rows = list(rows)
-        self.state, self.logits = select_rows(self.state, rows), self.logits[rows]
+        self._state, self.logits = select_rows(self._state, rows), self.logits[rows]
         self._generators = [self._generators[row] for row in rows]
         self._unread = None if self._unread is None else self._unread[rows]
         self._seen = None if self._seen is None else self._seen[rows]
+
+
+@torch.inference_mode()
+def _closed(model: Decoder, opened: DecoderState) -> DecoderState:
+    return close_state(model, opened)

@@ -158,7 +158,7 @@ class Session:
                 f"the state has {len(state.position)} rows and a session has one; "
                 "select_rows picks it"
             )
-        self.state = state
+        self._state: Callable[[], DecoderState | None] = lambda: state
         self.finish_reason: FinishReason | None = None
         self._model = model
         self._tokenizer = tokenizer
@@ -166,6 +166,13 @@ class Session:
         self._unread_tokens: list[int] = []
         self._unread_text = ""
         self._num_replies = 0
+
+    @property
+    def state(self) -> DecoderState | None:
+        """See the class."""
+        state = self._state()
+        self._state = lambda: state  # made once
+        return state
 
     def send(
         self,
@@ -184,30 +191,32 @@ class Session:
             ValueError: there is nothing to go on from, or a setting is outside its range.
         """
         reply = Reply(self._tokenizer, max_tokens, stop)
-        ids = [] if self.state is not None else [self._tokenizer.bos_id]
+        state = self.state
+        ids = [] if state is not None else [self._tokenizer.bos_id]
         ids += self._unread_tokens + self._tokenizer.encode(self._unread_text + text)
         if ids:
             tokens = torch.tensor([ids], device=_device(self._model))
-            self._logits, self.state = prefill(self._model, tokens, self.state)
+            self._logits, state = prefill(self._model, tokens, state)
+            self._state = lambda: state
             self._unread_tokens, self._unread_text = [], ""
-        if self._logits is None or self.state is None:
+        if self._logits is None or state is None:
             raise ValueError(
                 f"text ({text!r}) is empty and the state alone predicts nothing; send some text"
             )
         generator = row_generator(sampling.seed, self._num_replies)
         self._num_replies += 1
         self.finish_reason = reply.finish_reason
-        decoding = Decoding(self._model, self._logits, self.state, sampling, [generator])
+        decoding = Decoding(self._model, self._logits, state, sampling, [generator])
         return self._write(decoding, reply, self._num_replies)
 
     def _write(self, decoding: Decoding, reply: Reply, turn: int) -> Iterator[str]:
         # The first mark is the last whole character before which everything has been shown; the
         # others stand in withheld text, so there are never more than a stop string is long.
-        marks = deque([_Mark(0, decoding.logits, decoding.state)])
+        marks = deque([_Mark(0, decoding.logits, decoding.mark())])
         shown = ""  # since the first mark
         while reply.finish_reason is None and turn == self._num_replies:
             token = int(next(decoding))
-            here = _Mark(reply.num_decoded, decoding.logits, decoding.state)
+            here = _Mark(reply.num_decoded, decoding.logits, decoding.mark())
             if reply.at_boundary:
                 marks.append(here)
             piece = reply.take(token)
@@ -221,7 +230,7 @@ class Session:
                 self._unread_text = ""
             else:
                 here, self._unread_tokens, self._unread_text = marks[0], [], shown
-            self._logits, self.state = here.logits, here.state
+            self._logits, self._state = here.logits, here.state
             self.finish_reason = reply.finish_reason
             if piece:
                 yield piece
@@ -237,7 +246,7 @@ class Session:
 class _Mark(NamedTuple):
     num_decoded: int  # characters of the reply that are in the state
     logits: Tensor
-    state: DecoderState
+    state: Callable[[], DecoderState]
 
 
 def _right_padded(ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,23 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    return _RMSNorm.apply(x, weight, eps)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)
+    inverse = _inverse_rms(x, eps)
+    y = x * inverse
+    return y if weight is None else y.mul_(weight)
+
+
+def _inverse_rms(x: Tensor, eps: float | Tensor) -> Tensor:
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
+    return (square.div_(x.shape[-1]) + eps).rsqrt_().to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor:
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
-        inverse = (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+        inverse = _inverse_rms(x, eps)
         y = x * inverse
         ctx.save_for_backward(y, inverse, weight)
         return y if weight is None else y * weight.to(x.dtype)

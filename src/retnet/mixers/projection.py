@@ -1,0 +1,86 @@
+"""Linear layers that read the same input, computed as one product."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.ops.packed_linear import PackedLinear, Weights
+
+
+class JointLinear:
+    """Some linear layers of a module, by name; parameters and checkpoints know nothing of it.
+
+    One product reads the input once and gives its gradient without a sum over the layers. That
+    holds only for plain linear layers: where one was replaced (by a LoRA, say) or has hooks, each
+    is called on its own.
+
+    Example:
+        >>> mixer = nn.Module()
+        >>> mixer.up, mixer.down = nn.Linear(4, 6), nn.Linear(4, 2)
+        >>> [tuple(y.shape) for y in JointLinear(mixer, ("up", "down"))(torch.ones(3, 4))]
+        [(3, 6), (3, 2)]
+    """
+
+    def __init__(self, owner: nn.Module, names: Sequence[str]) -> None:
+        self._owner = owner
+        self._names = tuple(names)
+        self._packed: PackedLinear | None = None
+        self._widths: list[int] = []
+
+    def __call__(self, x: Float[Tensor, "*rows D"]) -> tuple[Tensor, ...]:
+        """The output of each layer, in the order of the names."""
+        if self._packed is not None and not torch.is_grad_enabled():
+            y = self._packed(x)
+            # not y.split: what it does in Python takes as long as a small product
+            return torch.split_with_sizes(y, self._widths, -1) if len(self._widths) > 1 else (y,)
+        linears = self._linears()
+        # without gradients the weights of a few rows cost more to join than to read apart
+        few = x.numel() // x.shape[-1] < FEW_ROWS
+        if few or len(linears) == 1 or not _joinable(linears):
+            return tuple(linear(x) for linear in linears)
+        weight = torch.cat([linear.weight for linear in linears])
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        y = F.linear(x, weight, torch.cat(biases) if biases else None)
+        return y.split([linear.out_features for linear in linears], -1)
+
+    def pack(self, weights: Weights) -> None:
+        """Keep a packed copy for calls without gradients; the layers must not change after.
+
+        Raises:
+            ValueError: a layer is no plain `nn.Linear`.
+        """
+        linears = self._linears()
+        if not _joinable(linears):
+            kinds = ", ".join(sorted({type(linear).__name__ for linear in linears}))
+            raise ValueError(
+                f"{', '.join(self._names)} are {kinds}, with biases, hooks or types that differ; "
+                "only plain linear layers can be packed: merge adapters into them first"
+            )
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        weight = torch.cat([linear.weight for linear in linears])
+        self._packed = PackedLinear(weight, torch.cat(biases) if biases else None, weights)
+        self._widths = [linear.out_features for linear in linears]
+
+    def _linears(self) -> list[nn.Linear]:
+        return [getattr(self._owner, name) for name in self._names]
+
+
+FEW_ROWS = 128
+
+
+def _joinable(linears: Sequence[nn.Module]) -> bool:
+    """Whether all are plain linear layers, that nobody listens to, with or without biases alike."""
+    return (
+        all(type(linear) is nn.Linear for linear in linears)
+        and len({linear.bias is None for linear in linears}) == 1
+        and not any(
+            linear._forward_hooks
+            or linear._forward_pre_hooks
+            or linear._backward_hooks
+            or linear._backward_pre_hooks
+            for linear in linears
+        )
+    )
