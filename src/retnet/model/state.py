@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class DecoderState(NamedTuple):
@@ -33,10 +34,25 @@ def copy_state(state: DecoderState) -> DecoderState:
 
 
 def concat_rows(states: Sequence[DecoderState]) -> DecoderState:
-    """Batch sequences that were run apart."""
+    """Batch sequences that were run apart.
+
+    Where a tensor is as long as what a sequence has read, the shorter get zeros at the end, which
+    their branch does not look at.
+    """
     if len(states) == 0:
         raise ValueError("concat_rows got no states; pass at least one")
-    return _map(lambda *leaves: torch.cat(leaves), *states)
+    return _map(lambda *leaves: torch.cat(_equally_long(leaves)), *states)
+
+
+def _equally_long(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that differ in their batch only, the others' ends filled with zeros."""
+    sizes = [max(size) for size in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
+    padded = []
+    for leaf in leaves:
+        missing = [want - have for want, have in zip(sizes, leaf.shape[1:], strict=True)]
+        at_ends = [n for size in reversed(missing) for n in (0, size)]  # the last axis first
+        padded.append(F.pad(leaf, at_ends) if any(missing) else leaf)
+    return padded
 
 
 def detach_state(state: DecoderState) -> DecoderState:
