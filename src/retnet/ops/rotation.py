@@ -10,8 +10,8 @@ Theta = Literal["linspace", "rope", "none"]
 PairLayout = Literal["interleaved", "half"]
 
 
-def frequencies(theta: Theta, width: int) -> Float[Tensor, " pairs"]:
-    """Angle per token of each channel pair, float64.
+def frequencies(theta: Theta, width: int, base: float = 10_000.0) -> Float[Tensor, " pairs"]:
+    """Angle per token of each channel pair, float64; `base` is 10000 in the sources.
 
     `rope`: 10000^(-2i/width) (Su et al. 2021, arXiv:2104.09864). `linspace`: the exponents reach
     -1 inclusive, 10000^(-i/(width/2 - 1)), as in the official RetNet code. The two tables differ
@@ -20,18 +20,22 @@ def frequencies(theta: Theta, width: int) -> Float[Tensor, " pairs"]:
     pairs = width // 2
     i = torch.arange(pairs, dtype=torch.float64)
     exponent = 2 * i / width if theta == "rope" else i / max(pairs - 1, 1)
-    return 10000.0**-exponent
+    return base**-exponent
 
 
 def rotation_tables(
-    positions: Int[Tensor, "rows T"], theta: Theta, width: int, dtype: torch.dtype
+    positions: Int[Tensor, "rows T"],
+    theta: Theta,
+    width: int,
+    dtype: torch.dtype,
+    base: float = 10_000.0,
 ) -> tuple[Float[Tensor, "rows T 1 pairs"], Float[Tensor, "rows T 1 pairs"]]:
     """Cosine and sine of every token's angles.
 
     Angles are float64, because float32 loses 0.06 rad at position 1,000,000; only the finished
     tables are rounded to `dtype`.
     """
-    freq = frequencies(theta, width).to(positions.device)
+    freq = frequencies(theta, width, base).to(positions.device)
     angles = positions.double()[..., None, None] * freq
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
