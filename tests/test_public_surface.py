@@ -85,7 +85,7 @@ PUBLIC: dict[str, list[str]] = {
         "state_bytes",
         "stream",
     ],
-    "retnet.ops": ["Layout", "SequenceRanks", "retention"],
+    "retnet.ops": ["Layout", "SequenceRanks", "attention", "retention"],
     "retnet.reproduce": ["DemoOptions", "DemoResult", "run_demo"],
     "retnet.train": [
         "RunConfig",

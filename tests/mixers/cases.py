@@ -28,6 +28,12 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         },
         {"num_heads": 1, "decay": "linspace", "head_norm": "none", "norm_eps": 1e-5},
     ],
+    "attention": [
+        {"num_heads": 3},
+        {"num_heads": 6, "num_kv_heads": 2, "pairs": "interleaved", "rope_base": 500.0},
+        {"num_heads": 2, "num_kv_heads": 1, "bias": True},
+        {"num_heads": 4, "position": "none"},
+    ],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],

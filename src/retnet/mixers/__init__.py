@@ -1,10 +1,14 @@
 """Mixers: one file per rival, parameters around an op; the registries name them all."""
 
+from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import Branch, BranchConfig
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig
 
-MIXERS: dict[str, type[BranchConfig]] = {"retention": RetentionConfig}
+MIXERS: dict[str, type[BranchConfig]] = {
+    "retention": RetentionConfig,
+    "attention": AttentionConfig,
+}
 """Token mixers: name in configs and on the command line -> config class."""
 
 CHANNEL_MIXERS: dict[str, type[BranchConfig]] = {"glu": GLUConfig, "ffn": FFNConfig}

@@ -1,7 +1,8 @@
 """Ops: pure functions; one folder per recurrence, all its forms and backends behind it."""
 
+from retnet.ops.attention import attention
 from retnet.ops.layout import Layout
 from retnet.ops.retention import retention
 from retnet.ops.sequence import SequenceRanks
 
-__all__ = ["Layout", "SequenceRanks", "retention"]
+__all__ = ["Layout", "SequenceRanks", "attention", "retention"]

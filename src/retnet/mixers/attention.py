@@ -1,0 +1,119 @@
+"""Softmax attention: parameters around `retnet.ops.attention`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retnet.ops import Layout, attention
+from retnet.ops.attention import AttentionState
+from retnet.ops.attention.flops import causal_flops
+from retnet.ops.rotation import PairLayout, rotate, rotation_tables
+from retnet.types import FormChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Softmax attention (Vaswani et al. 2017, arXiv:1706.03762), as the Transformers of today.
+
+    Attributes:
+        num_heads: H, each d_model / H wide.
+        num_kv_heads: heads of keys and values, each shared by as many heads of queries (Ainslie et
+            al. 2023, arXiv:2305.13245); None means num_heads.
+        position: `rope` rotates queries and keys by their position (Su et al. 2021,
+            arXiv:2104.09864); `none` leaves order to the causal mask.
+        rope_base: the slowest pair of channels turns by almost 1 / rope_base per token.
+        pairs: which channels rotate together.
+        bias: whether the projections have biases.
+    """
+
+    num_heads: int
+    num_kv_heads: int | None = None
+    position: Literal["rope", "none"] = "rope"
+    rope_base: float = 10_000.0
+    pairs: PairLayout = "half"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads ({self.num_heads}) must be at least 1")
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                f"({self.num_kv_heads}); change one of them"
+            )
+        if not self.rope_base > 1:
+            raise ValueError(f"rope_base ({self.rope_base}) must be greater than 1; 10000 is usual")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    def build(self, d_model: int) -> "Attention":
+        """Make the layer for a decoder of width `d_model`."""
+        return Attention(self, d_model)
+
+
+class Attention(nn.Module):
+    """The layer: project, rotate, mix, project."""
+
+    def __init__(self, config: AttentionConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        if d_model % config.num_heads:
+            raise ValueError(
+                f"d_model ({d_model}) must be a multiple of num_heads ({config.num_heads}); "
+                "change one of them"
+            )
+        self.D_k = d_model // config.num_heads
+        if self.D_k % 2 and config.position == "rope":
+            raise ValueError(
+                f"d_model / num_heads ({self.D_k}) must be even, because channels rotate in pairs; "
+                'change one of them or set position = "none"'
+            )
+        kv_width = config.kv_heads * self.D_k
+        self.q_proj = nn.Linear(d_model, d_model, bias=config.bias)
+        self.k_proj = nn.Linear(d_model, kv_width, bias=config.bias)
+        self.v_proj = nn.Linear(d_model, kv_width, bias=config.bias)
+        self.o_proj = nn.Linear(d_model, d_model, bias=config.bias)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float) -> None:
+        """Normal with deviation 0.02, as GPT-2 and Llama; that of v and o times `gain`."""
+        for proj in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            sizes_output = proj is self.v_proj or proj is self.o_proj
+            nn.init.normal_(proj.weight, std=0.02 * (gain if sizes_output else 1))
+            if proj.bias is not None:
+                nn.init.zeros_(proj.bias)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Scores and sums of values; see `Branch`."""
+        return self.config.num_heads * causal_flops(seq_len, self.D_k, self.D_k)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: AttentionState | None,
+        layout: Layout,
+        form: FormChoice = "auto",  # noqa: ARG002  (a softmax has one form)
+    ) -> tuple[Float[Tensor, "B T D"], AttentionState]:
+        """Mix T tokens; see `Branch` for the contract."""
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.D_k))
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.position == "rope":
+            cos, sin = self._tables(layout, q.dtype)
+            q, k = (rotate(heads, cos, sin, self.config.pairs) for heads in (q, k))
+        o, state = attention(q, k, v, state, layout=layout)
+        return self.o_proj(o.flatten(2)), state
+
+    def _tables(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        base = self.config.rope_base
+        return layout.shared(
+            ("rotation", "rope", base, self.D_k, dtype),
+            lambda: rotation_tables(layout.positions, "rope", self.D_k, dtype, base),
+        )
