@@ -101,3 +101,21 @@ def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match=r"d_model / num_heads \(3\) must be even, because"):
         AttentionConfig(num_heads=4).build(12)
     assert isinstance(AttentionConfig(num_heads=4, position="none").build(12), Attention)
+
+
+@pytest.mark.parametrize("given", [*CASES, {"num_heads": 2, "position": "none"}], ids=str)
+@torch.no_grad()
+def test_an_opened_state_steps_as_a_plain_one(given: dict[str, Any]) -> None:
+    module, x = build("attention", given), text(2, 8)
+    assert isinstance(module, Attention)
+    want, whole = module(x, None, Layout.of(2, 8))
+    first, state = module(x[:, :5], None, Layout.of(2, 5))
+    opened, outputs = module.open_state(state, 3), [first]
+    for t in range(5, 8):
+        layout = Layout.of(2, 1, position=torch.full((2,), t))
+        y, opened = module(x[:, t : t + 1], opened, layout)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, 1), want)
+    closed = module.close_state(opened)
+    assert isinstance(closed, AttentionState)
+    torch.testing.assert_close(list(closed), list(whole))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retnet.ops import Layout, attention
-from retnet.ops.attention import AttentionState
+from retnet.ops.attention import AttentionState, StaticCache
 from retnet.ops.attention.flops import causal_flops
 from retnet.ops.rotation import PairLayout, rotate, rotation_tables
 from retnet.types import FormChoice
@@ -96,10 +96,10 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: AttentionState | None,
+        state: AttentionState | StaticCache | None,
         layout: Layout,
         form: FormChoice = "auto",  # noqa: ARG002  (a softmax has one form)
-    ) -> tuple[Float[Tensor, "B T D"], AttentionState]:
+    ) -> tuple[Float[Tensor, "B T D"], AttentionState | StaticCache]:
         """Mix T tokens; see `Branch` for the contract."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.D_k))
@@ -108,8 +108,19 @@ class Attention(nn.Module):
         if self.config.position == "rope":
             cos, sin = self._tables(layout, q.dtype)
             q, k = (rotate(heads, cos, sin, self.config.pairs) for heads in (q, k))
-        o, state = attention(q, k, v, state, layout=layout)
+        if isinstance(state, StaticCache):
+            o = state.attend(q, k, v, layout)
+        else:
+            o, state = attention(q, k, v, state, layout=layout)
         return self.o_proj(o.flatten(2)), state
+
+    def open_state(self, state: AttentionState, tokens: int) -> StaticCache:
+        """A copy of the state with room for `tokens` more, which steps then write in place."""
+        return StaticCache(state, tokens, self.config.num_heads // self.config.kv_heads)
+
+    def close_state(self, opened: StaticCache) -> AttentionState:
+        """The plain state; `opened` may go on."""
+        return opened.close()
 
     def _tables(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         base = self.config.rope_base

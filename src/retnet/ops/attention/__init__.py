@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from retnet.ops.attention.masks import query_blocks
 from retnet.ops.attention.states import AttentionState, appended, num_past
+from retnet.ops.attention.static import StaticCache
 from retnet.ops.layout import Layout
 
 
@@ -161,4 +162,4 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: AttentionState | None) -> Non
             )
 
 
-__all__ = ["AttentionState", "attention"]
+__all__ = ["AttentionState", "StaticCache", "attention"]

@@ -1,0 +1,152 @@
+"""Steps on a cache that is written in place equal those on states that are not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ops.attention.reference import by_definition, random_case
+from retnet.ops import Layout, attention
+from retnet.ops.attention import AttentionState, StaticCache, static
+
+ROWS = {"alike": [5, 5, 5], "at different places": [1, 5, 3], "fresh": [0, 0, 0]}
+every_batch = pytest.mark.parametrize("position", ROWS.values(), ids=ROWS)
+heads = pytest.mark.parametrize("H_kv", [4, 2], ids=["all heads", "grouped"])
+
+
+@pytest.fixture(params=["near", "far"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that the host may look at, and such as on a GPU, where it must not."""
+    if request.param == "far":
+        monkeypatch.setattr(static, "NEAR", ())
+
+
+def steps(
+    cache: StaticCache, case: Any, position: Tensor, first: int, last: int
+) -> tuple[Tensor, Tensor]:
+    outputs = []
+    for t in range(first, last):
+        layout = Layout.of(len(position), 1, position=position)
+        q, k, v = (x[:, t : t + 1] for x in case[:3])
+        outputs.append(cache.attend(q, k, v, layout))
+        position = layout.next_position
+    return torch.cat(outputs, 1), position
+
+
+@pytest.mark.usefixtures("device")
+@every_batch
+@heads
+def test_steps_are_those_of_the_definition(position: list[int], H_kv: int) -> None:
+    case = random_case(3, 6, 4, H_kv, position=position)
+    assert case.state is not None
+    assert case.position is not None
+    cache = StaticCache(case.state, 6, 4 // H_kv)
+    got, _ = steps(cache, case, case.position, 0, 6)
+    want, after = by_definition(case)
+    torch.testing.assert_close(got, want)
+    closed = cache.close()
+    assert closed.k.shape == closed.v.shape == (3, H_kv, max(position) + 6, 4)
+    for b, row in enumerate(after):
+        for x, kept in zip(closed, row, strict=True):
+            n = kept.shape[1]
+            torch.testing.assert_close(x[b, :, :n], kept)
+            assert not x[b, :, n:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every_batch
+def test_steps_err_as_little_as_those_on_plain_states(
+    dtype: torch.dtype, position: list[int]
+) -> None:
+    case = random_case(3, 4, 2, 2, 16, position=position).to(dtype)
+    assert case.state is not None
+    assert case.position is not None
+    got, _ = steps(StaticCache(case.state, 4), case, case.position, 0, 4)
+    want, _ = by_definition(case.to(torch.float64))
+    assert got.dtype == dtype
+    assert (got.double() - want).abs().max() < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.usefixtures("device")
+@every_batch
+def test_a_closed_state_goes_on_and_is_not_changed_by_later_steps(position: list[int]) -> None:
+    case = random_case(3, 6, position=position)
+    assert case.state is not None
+    assert case.position is not None
+    given = [x.clone() for x in case.state]
+    cache = StaticCache(case.state, 6)
+    first, middle = steps(cache, case, case.position, 0, 2)
+    closed = cache.close()
+    kept = [x.clone() for x in closed]
+    second, _ = steps(cache, case, middle, 2, 6)
+    for x, before in zip((*closed, *case.state), (*kept, *given), strict=True):
+        assert torch.equal(x, before)
+    layout = Layout.of(3, 4, position=middle)
+    q, k, v = (x[:, 2:] for x in case[:3])
+    again, _ = attention(q, k, v, closed, layout=layout)
+    torch.testing.assert_close(again, second)
+    torch.testing.assert_close(torch.cat([first, second], 1), by_definition(case)[0])
+
+
+@every_batch
+def test_a_step_may_be_done_again(position: list[int]) -> None:
+    """After an interruption some layers have read a token and others have not."""
+    case = random_case(3, 3, position=position)
+    assert case.state is not None
+    assert case.position is not None
+    cache = StaticCache(case.state, 3)
+    _, after_one = steps(cache, case, case.position, 0, 1)
+    steps(cache, case, after_one, 2, 3)  # a step that did not end
+    got, _ = steps(cache, case, after_one, 1, 3)
+    torch.testing.assert_close(got, by_definition(case)[0][:, 1:])
+
+
+def test_a_cache_that_was_not_used_closes_to_what_it_was_given() -> None:
+    state = random_case(2, 1, position=[3, 2]).state
+    assert state is not None
+    for tokens in (0, 100):
+        for x, y in zip(StaticCache(state, tokens).close(), state, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_slots_are_not_many_more_than_asked_for() -> None:
+    state = random_case(2, 1, position=[3, 2]).state
+    assert state is not None
+    assert [StaticCache(state, n).k.shape[2] for n in (0, 61, 62)] == [64, 64, 128]
+
+
+def test_far_from_the_host_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without numbers fail where a number is asked for, as a CUDA graph would."""
+    monkeypatch.setattr(static, "NEAR", ())
+    with FakeTensorMode():
+        state = AttentionState(torch.zeros(2, 2, 5, 4), torch.zeros(2, 2, 5, 4))
+        cache = StaticCache(state, 3)
+        x = torch.zeros(2, 1, 2, 4)
+        layout = Layout.of(2, 1, position=torch.full((2,), 5))
+        assert cache.attend(x, x, x, layout).shape == x.shape
+
+
+def test_what_is_no_step_is_refused() -> None:
+    case = random_case(2, 1, position=[64, 63])
+    assert case.state is not None
+    x, two = case.q, torch.cat([case.q, case.q], 1)
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    cache = StaticCache(case.state, 0)
+    at = torch.tensor([63, 62])
+    for q, layout in (
+        (two, Layout.of(2, 2, position=at)),
+        (x, Layout.of(2, 1, position=at, valid=mask)),
+        (x, Layout.of(2, 1, position=at, starts=mask)),
+        (x.clone().requires_grad_(), Layout.of(2, 1, position=at)),
+    ):
+        with pytest.raises(ValueError, match="an opened state takes one token of each row, with"):
+            cache.attend(q, q, q, layout)
+    with pytest.raises(ValueError, match="an opened state has 64 slots, too few for token 65"):
+        cache.attend(x, x, x, Layout.of(2, 1, position=case.position))
+    half = x.bfloat16()
+    with pytest.raises(ValueError, match=r"opened state has dtype torch.float64 and k torch.bflo"):
+        cache.attend(half, half, half, Layout.of(2, 1, position=at))
+    with pytest.raises(ValueError, match=r"tokens \(-1\) must not be negative"):
+        StaticCache(case.state, -1)
