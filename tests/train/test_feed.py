@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from retnet.data import TokenStream, carried_batch
+from retnet.mixers.attention import AttentionConfig
 from retnet.model import Decoder
 from retnet.model.scoring import score
 from retnet.train.feed import Feed
@@ -142,3 +143,11 @@ def test_without_carrying_every_window_starts_with_nothing(make_config):
     feed = Feed(make_stream(), config, CPU, model)
     assert [state for _, state in feed.parts(4)] == [None]
     assert feed.tensors() == {}
+
+
+def test_states_that_grow_cannot_be_carried(make_config):
+    config = make_config(carry_state=True)
+    layer = replace(config.model.layers[0], mixer=AttentionConfig(num_heads=2))
+    model = Decoder(replace(config.model, layers=(layer,), vocab_size=20))
+    with pytest.raises(ValueError, match=r"needs states of one size, and layers.0.0.k grows with"):
+        Feed(make_stream(), config, CPU, model)

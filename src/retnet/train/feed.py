@@ -32,6 +32,7 @@ class Feed:
         self._state: DecoderState | None = None
         if config.train.carry_state:
             self._state = empty_state(model, config.train.batch_size // ranks.data_size)
+            _check_constant(self._state)
 
     def parts(self, step: int) -> Iterator[tuple[Batch, DecoderState | None]]:
         """Yield each part of a step, and the state before it; None is the start of a text.
@@ -86,6 +87,15 @@ class Feed:
                 for name, t in tensors.items()
             }
             self._state = with_tensors(self._state, local)
+
+
+def _check_constant(empty: DecoderState) -> None:
+    for name, tensor in state_tensors(empty).items():
+        if tensor.numel() == 0:
+            raise ValueError(
+                f"train.carry_state needs states of one size, and {name} grows with every token "
+                "read; set it to false, or choose mixers with constant states"
+            )
 
 
 @torch.no_grad()
