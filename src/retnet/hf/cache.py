@@ -11,7 +11,9 @@ from retnet.model import DecoderState, copy_state, select_rows
 
 
 class RetNetCache(Cache):
-    """A `DecoderState` and how many tokens each row was given; its size never grows.
+    """A `DecoderState` and how many tokens each row was given.
+
+    Its size grows only where a mixer's state does, which attention's alone does.
 
     It is no list of layers, as other caches of `transformers` are: a state is one value for all
     layers, and every operation on it serves every mixer.
