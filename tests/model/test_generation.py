@@ -49,6 +49,7 @@ class Scripted(Decoder):
         nn.Module.__init__(self)
         self.tokenizer = Pieces(*script)
         self.weight = nn.Parameter(torch.zeros(1))  # it tells the device
+        self.layers = nn.ModuleList()
         self.num_bytes = torch.tensor([len(piece) for piece in self.tokenizer.pieces])
         self.next_token = {}
         self.tokens_read: list[int] = []
