@@ -1,10 +1,20 @@
-"""Root-mean-square norm over the last dimension, with its gradient written out."""
+"""Root-mean-square norm over the last dimension, with its gradient written out.
+
+With `r = 1 / sqrt(mean(x^2) + eps)` and `y = r x`, the norm is `w y`. Its differential is
+`w dy`, and `dy = r (dx - y mean(y dx))`, because `dr = -r^3 mean(x dx)`. Hence for a gradient g of
+the result `d_w = sum over rows of g y` and, with `u = g w`, `d_x = r (u - y mean(u y))`.
+"""
 
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from retnet.ops.blocks import blocks
+
+FEW_ELEMENTS = 1 << 14
+"""Up to here, as where single tokens are decoded, calls cost more than passes over memory."""
 
 
 def rms_norm(
@@ -24,39 +34,110 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if torch.is_grad_enabled():
-        return _RMSNorm.apply(x, weight, eps)
-    inverse = _inverse_rms(x, eps)
-    y = x * inverse
-    return y if weight is None else y.mul_(weight)
+    if not torch.is_grad_enabled() and x.numel() <= FEW_ELEMENTS:
+        return _normalized(x, weight, eps)
+    return _AddRMSNorm.apply(x, None, weight, eps, x.dtype)[1]
 
 
-def _inverse_rms(x: Tensor, eps: float | Tensor) -> Tensor:
+def add_rms_norm(
+    x: Float[Tensor, "*rows D"],
+    y: Float[Tensor, "*rows D"] | None,
+    weight: Float[Tensor, " D"] | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "*rows D"], Float[Tensor, "*rows D"]]:
+    """The residual stream x + y, and its norm: one pass over memory each way.
+
+    Args:
+        x: the residual stream; the sum has its dtype.
+        y: what a branch adds to it; None for nothing: the stream is returned as it is.
+        weight: None for ones.
+        eps: of the norm.
+        dtype: of the norm's result; the norm itself is computed in x's.
+    """
+    if not torch.is_grad_enabled() and x.numel() <= FEW_ELEMENTS:
+        x = x if y is None else (x + y).to(x.dtype)
+        return x, _normalized(x, weight, eps).to(dtype)
+    return _AddRMSNorm.apply(x, y, weight, eps, dtype)
+
+
+def _normalized(x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor:
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
-    return (square.div_(x.shape[-1]) + eps).rsqrt_().to(x.dtype)
+    y = x * (square.div_(x.shape[-1]) + eps).rsqrt_().to(x.dtype)
+    return y if weight is None else y * weight.to(x.dtype)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor:
-        inverse = _inverse_rms(x, eps)
-        y = x * inverse
-        ctx.save_for_backward(y, inverse, weight)
-        return y if weight is None else y * weight.to(x.dtype)
+    def forward(  # noqa: PLR0913
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        weight: Tensor | None,
+        eps: float | Tensor,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        total = x if y is None else torch.empty_like(x)
+        eps_rows = eps.expand(*x.shape[:-1], 1) if isinstance(eps, Tensor) else None
+        normed = torch.empty_like(x, dtype=dtype)
+        inverse = torch.empty(*x.shape[:-1], 1, dtype=x.dtype, device=x.device)
+        unit = normed if weight is None else None
+        if weight is not None and any(ctx.needs_input_grad[:3]):
+            unit = torch.empty_like(normed)
+        w = None if weight is None else weight.to(x.dtype)
+        for x_b, y_b, total_b, eps_b, inverse_b, unit_b, normed_b in blocks(
+            x, y, total, eps_rows, inverse, unit, normed
+        ):
+            if y_b is not None:
+                total_b.copy_(y_b).add_(x_b)  # faster than adding two dtypes
+            length = torch.linalg.vector_norm(total_b, dim=-1, keepdim=True, dtype=exact)
+            mean = length.square_().div_(x.shape[-1])
+            inverse_b.copy_((mean + (eps if eps_b is None else eps_b)).rsqrt_())
+            if w is None:
+                torch.mul(total_b, inverse_b, out=normed_b)
+                continue
+            scaled = total_b * inverse_b
+            if unit_b is not None:
+                unit_b.copy_(scaled)
+            torch.mul(scaled, w, out=normed_b)
+        ctx.save_for_backward(unit, inverse, weight)
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = x.dtype, None if y is None else y.dtype
+        return total, normed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (d_out,) = grads
-        y, inverse, weight = ctx.saved_tensors
-        d_weight = None
-        d_y = d_out
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        d_total, d_normed = grads
+        unit, inverse, weight = ctx.saved_tensors
+        x_dtype, y_dtype = ctx.dtypes
+        if d_normed is None:
+            d_y = None if d_total is None or y_dtype is None else d_total.to(y_dtype)
+            return d_total, d_y, None, None, None
+        d_x = torch.empty_like(unit, dtype=x_dtype)
+        d_y = None
+        if y_dtype is not None:
+            d_y = d_x if y_dtype == x_dtype else torch.empty_like(d_x, dtype=y_dtype)
+        w = d_weight = None
         if weight is not None:
-            rows = (d_out * y).flatten(0, -2)
-            d_weight = rows.sum(0, dtype=torch.promote_types(weight.dtype, torch.float32))
-            d_weight = d_weight.to(weight.dtype)
-            d_y = d_out * weight.to(d_out.dtype)
-        along = (d_y * y).mean(-1, keepdim=True)
-        d_x = torch.addcmul(d_y, y, along, value=-1).mul_(inverse)
-        return d_x, d_weight, None
+            w = weight.to(x_dtype)
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            d_weight = torch.zeros_like(weight, dtype=exact)
+        for total_b, normed_b, unit_b, inverse_b, x_b, y_b in blocks(
+            d_total, d_normed, unit, inverse, d_x, d_y
+        ):
+            g, u = normed_b.to(x_dtype), unit_b.to(x_dtype)
+            if d_weight is not None:
+                d_weight += (g * u).flatten(0, -2).sum(0, dtype=d_weight.dtype)
+                g = g * w
+            along = (g * u).mean(-1, keepdim=True)
+            g = torch.addcmul(g, u, along, value=-1)
+            if total_b is None:
+                torch.mul(g, inverse_b, out=x_b)
+            else:
+                torch.addcmul(total_b, g, inverse_b, out=x_b)
+            if y_b is not None and y_b is not x_b:
+                y_b.copy_(x_b)
+        return d_x, d_y, None if d_weight is None else d_weight.to(weight.dtype), None, None
