@@ -5,6 +5,8 @@ import os
 # Read once, when torch and matplotlib are first imported, hence before anything else here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
+if not os.path.exists("/dev/nvidiactl"):  # Triton's kernels then run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings

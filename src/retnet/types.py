@@ -22,7 +22,7 @@ Form = Literal["parallel", "recurrent", "chunkwise"]
 FormChoice = Literal["auto", "parallel", "recurrent", "chunkwise"]
 """A form, or `auto`: recurrent for a single token, else chunkwise."""
 
-Backend = Literal["torch"]
+Backend = Literal["torch", "triton"]
 """Who computes it."""
 
 __all__ = ["Backend", "Form", "FormChoice"]

@@ -1,6 +1,5 @@
 """Retention: an exponentially decayed sum of outer products, in three forms."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,17 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retnet.ops.layout import Layout
-from retnet.ops.retention import torch_backend
+from retnet.ops.retention import backends, torch_backend
 from retnet.ops.retention.spread import over_ranks
+from retnet.ops.retention.step import retention_step_
 from retnet.types import Backend, Form
-
-BACKENDS: dict[str, dict[str, Callable[..., tuple[Tensor, Tensor]]]] = {
-    "torch": {
-        "parallel": torch_backend.parallel,
-        "recurrent": torch_backend.recurrent,
-        "chunkwise": torch_backend.chunkwise,
-    }
-}
 
 
 def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide it)
@@ -51,16 +43,18 @@ def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide i
             slice of longer rows: `state` and the S returned are then those before and after the
             whole rows. None when there is nothing of the kind.
         form: how to compute it; never replaced silently by another.
-        backend: who computes it; None means `torch`.
-        chunk_size: tokens of one chunk of the chunkwise form; None chooses by the head widths.
+        backend: who computes it; None means `triton` where it is installed and takes such inputs
+            on such a GPU, else `torch`, and is logged once.
+        chunk_size: tokens of one chunk of the chunkwise form; None chooses by the head widths. A
+            power of two for `triton`.
 
     Returns:
         o in q's dtype, zero at padding, and S after the last token, float32 (float64 for
         float64 inputs).
 
     Raises:
-        ValueError: ranks, sizes, dtypes or devices do not fit, or there is no such form and
-            backend; the message lists those there are.
+        ValueError: ranks, sizes, dtypes or devices do not fit, there is no such form and backend
+            (the message lists those there are), or the backend does not take such inputs.
 
     Source:
         Sun et al. 2023, arXiv:2307.08621, section 2; derivation in this folder's README.
@@ -71,15 +65,12 @@ def retention(  # noqa: PLR0913  (the op's whole contract; a config would hide i
         >>> retention(q, k, v, torch.tensor([0.5]).log())[0].flatten().tolist()
         [1.0, 1.5, 1.75]
     """
-    forms = BACKENDS.get(backend or "torch", {})
-    if form not in forms:
-        have = ", ".join(f"{b}/{f}" for b, fs in BACKENDS.items() for f in fs)
-        raise ValueError(f"retention has no {backend or 'torch'}/{form}; choose one of {have}")
+    compute = backends.compute(backends.resolve(backend, form, q, v), form)
     _check(q, k, v, log_decay, state, layout)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be at least 1; leave it out to choose")
     extra = {"chunk_size": chunk_size} if form == "chunkwise" else {}
-    compute = partial(forms[form], **extra)
+    compute = partial(compute, **extra)
     with torch.autocast(q.device.type, enabled=False):  # the state must not fall to half precision
         if layout is not None and layout.spread is not None:
             return over_ranks(compute, q, k, v, log_decay, state, layout, layout.spread)
@@ -151,4 +142,4 @@ def _check(
             )
 
 
-__all__ = ["retention"]
+__all__ = ["retention", "retention_step_"]

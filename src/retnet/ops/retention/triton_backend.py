@@ -1,27 +1,24 @@
 """Retention on a GPU, in Triton: launches, their sizes, and autograd. README.md has the maths."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from retnet.ops.layout import Layout
 from retnet.ops.retention import triton_kernels as kernels
-from retnet.ops.retention.torch_backend import state_dtype
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 512
 """The largest D_k and D_v: a program holds the whole of one of them beside a slice of the other."""
 
 SEGMENT_TOKENS = 1024
-"""The fewest tokens of a segment: its state is written and read once, so at 256/512 in bfloat16
-this adds a tenth to the bytes of the walk's own inputs and outputs."""
+"""The fewest tokens of a segment, so that its state, which is written and read, weighs little."""
 
 SWEEPS = 1.5
 """What a walk in segments costs beside one without: the sweep for their states reads half as much
 and has about a third of the products. Not measured."""
 
-CHUNKS = (16, 32, 64, 128)
 BLOCK = 1024
 """Numbers of a state that one program of the combination has."""
 
@@ -43,8 +40,22 @@ class Tiles(NamedTuple):
 
 
 def tiles(dtype: torch.dtype, D_a: int, D_c: int) -> Tiles:
-    """Sizes for scores of width `D_a` and outputs of width `D_c`, by rule: README.md has it."""
-    return Tiles(64, 64, 4, 2)
+    """Sizes for scores of width `D_a` and outputs of width `D_c`.
+
+    By rule, from what ptxas reports for an H100 (README.md has the budget): none was timed.
+    """
+    width = _power(D_a)
+    chunk, columns, warps, stages = next(
+        sizes for widest, *sizes in _SIZES[dtype] if width <= widest
+    )
+    return Tiles(chunk, min(columns, _power(D_c)), warps, stages)
+
+
+_SIZES = {  # the widest D_a, and for it chunk, columns, warps and stages
+    torch.bfloat16: ((64, 64, 64, 4, 2), (256, 64, 64, 8, 2), (512, 32, 64, 8, 1)),
+    torch.float16: ((64, 32, 64, 4, 1), (128, 32, 64, 8, 1), (512, 32, 32, 8, 1)),
+    torch.float32: ((64, 32, 32, 4, 1), (128, 16, 32, 4, 1), (512, 16, 16, 8, 1)),
+}
 
 
 class Cut(NamedTuple):
@@ -83,7 +94,7 @@ def cut(T: int, programs: int, processors: int, chunk: int) -> Cut:
 class Masks(NamedTuple):
     """What the kernels know of padding and documents, int32; None where every token is real."""
 
-    count: Tensor | None  # B T, real tokens of the row up to and with this one
+    seen: Tensor | None  # B T, real tokens of the row up to and with this one
     document: Tensor | None  # B T, documents begun in the row so far; at padding -1 minus that
 
 
@@ -138,20 +149,21 @@ def chunkwise(
         log_decay: likewise.
         state: likewise.
         layout: likewise.
-        chunk_size: 16, 32, 64 or 128; None chooses by dtype and widths.
+        chunk_size: 16, 32 or 64, as far as a program fits on chip; None chooses.
         processors: of the chip; None asks it.
     """
     check(q, v)
-    if chunk_size is not None and chunk_size not in CHUNKS:
-        raise ValueError(
-            f"chunk_size ({chunk_size}) must be one of {CHUNKS} for the triton backend, whose tiles "
-            "are powers of two; leave it out to choose"
-        )
-    if processors is None:
-        processors = _processors(q.device)
     B, T, H, D_k = q.shape
     D_v = v.shape[-1]
     roles = tiles(q.dtype, D_k, D_v), tiles(q.dtype, D_v, D_k)
+    chunks = [C for C in (16, 32, 64) if min(role.chunk for role in roles) >= C]
+    if chunk_size is not None and chunk_size not in chunks:
+        raise ValueError(
+            f"chunk_size ({chunk_size}) must be one of {chunks} for the triton backend, {q.dtype}, "
+            f"D_k {D_k} and D_v {D_v}, so that a program fits on chip; leave it out to choose"
+        )
+    if processors is None:
+        processors = _processors(q.device)
     slices = min(-(-D // role.columns) for D, role in zip((D_v, D_k), roles, strict=True))
     longest = chunk_size or max(role.chunk for role in roles)
     launch = Launch(chunk_size, cut(T, B * H * slices, processors, longest))
@@ -203,7 +215,7 @@ def check(q: Tensor, v: Tensor) -> None:
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
     """One token of each row; `state` is changed in place. See `retention_step_`."""
     check(q, v)
-    o = q.new_empty(v.shape)
+    o = _empty(v)
     with torch.cuda.device_of(q):
         _walk_tokens(q, k, v, o, state, state, log_decay, None, False)
     return o
@@ -251,16 +263,17 @@ class _Retention(torch.autograd.Function):
             if need_q:
                 d_q = _empty(q)
                 walk(d_o, v, k, d_q, _turned(walk.entering(k, v, state)), None)
-            if need_k or need_v or need_state:
+            need_v = need_v or need_state  # that walk finds both
+            if need_k or need_v:
                 states = walk.entering(q, d_o, d_S, reverse=True)
-            if need_k:
-                d_k = _empty(k)
-                walk(v, d_o, q, d_k, _turned(states), None, reverse=True)
-            if need_v or need_state:
-                d_v = _empty(v)
-                d_state = torch.empty_like(state) if need_state else None
-                walk(k, q, d_o, d_v, states, d_state, reverse=True)
-        return d_q, d_k, d_v if need_v else None, d_state, None, None, None, None
+                if need_k:
+                    d_k = _empty(k)
+                    walk(v, d_o, q, d_k, _turned(states), None, reverse=True)
+                if need_v:
+                    d_v = _empty(v)
+                    d_state = torch.empty_like(state) if need_state else None
+                    walk(k, q, d_o, d_v, states, d_state, reverse=True)
+        return d_q, d_k, d_v, d_state, None, None, None, None
 
 
 class _Walk(NamedTuple):
@@ -294,7 +307,9 @@ class _Walk(NamedTuple):
             document = self.masks.document
             _walk_tokens(a, b, c, out, given, leaving, self.log_decay, document, reverse)
             return
-        _walk_chunks(a,b,c,out,entering,leaving,self.log_decay,self.masks,self.launch,reverse)
+        _walk_chunks(
+            a, b, c, out, entering, leaving, self.log_decay, self.masks, self.launch, reverse
+        )
 
 
 def _walk_chunks(  # noqa: PLR0913  (the operands of a kernel)
@@ -315,7 +330,7 @@ def _walk_chunks(  # noqa: PLR0913  (the operands of a kernel)
     segments, tokens = launch.cut
     a, b, c = _dense(a), _dense(b), _dense(c)
     grid = -(-D_c // size.columns) * segments * H * B
-    kernels.retention_chunkwise_walk_kernel[(grid,)](
+    cast(Any, kernels.retention_chunkwise_walk_kernel)[(grid,)](
         a,
         b,
         c,
@@ -339,7 +354,7 @@ def _walk_chunks(  # noqa: PLR0913  (the operands of a kernel)
         BA=_power(D_a),
         BC=size.columns,
         C=launch.chunk or size.chunk,
-        MASKED=masks.count is not None,
+        MASKED=masks.seen is not None,
         REVERSE=reverse,
         num_warps=size.warps,
         num_stages=size.stages,
@@ -347,7 +362,7 @@ def _walk_chunks(  # noqa: PLR0913  (the operands of a kernel)
     )
 
 
-def _entering_segments(  # noqa: PLR0913  (the operands of two kernels)
+def _entering_segments(
     b: Tensor,
     c: Tensor,
     given: Tensor | None,
@@ -363,10 +378,9 @@ def _entering_segments(  # noqa: PLR0913  (the operands of two kernels)
     segments, tokens = launch.cut
     b, c = _dense(b), _dense(c)
     states = torch.empty(B, H, segments, D_a, D_c, dtype=torch.float32, device=b.device)
-    masked = masks.count is not None
-    kernels.retention_chunkwise_segment_kernel[
-        (-(-D_c // size.columns) * (segments - 1) * H * B,)
-    ](
+    masked = masks.seen is not None
+    programs = -(-D_c // size.columns) * (segments - 1) * H * B
+    cast(Any, kernels.retention_chunkwise_segment_kernel)[(programs,)](
         b,
         c,
         log_decay,
@@ -389,7 +403,7 @@ def _entering_segments(  # noqa: PLR0913  (the operands of two kernels)
         num_stages=size.stages,
         **kernels.PRODUCTS[b.dtype],
     )
-    kernels.retention_chunkwise_combine_kernel[(-(-D_a * D_c // BLOCK) * H * B,)](
+    cast(Any, kernels.retention_chunkwise_combine_kernel)[(-(-D_a * D_c // BLOCK) * H * B,)](
         states,
         None if given is None else given.contiguous(),
         log_decay,
@@ -421,7 +435,7 @@ def _walk_tokens(  # noqa: PLR0913  (the operands of a kernel)
     D_c = c.shape[-1]
     a, b, c = _dense(a), _dense(b), _dense(c)
     columns = 32 if D_a > 64 else 64
-    kernels.retention_recurrent_walk_kernel[(-(-D_c // columns) * H * B,)](
+    cast(Any, kernels.retention_recurrent_walk_kernel)[(-(-D_c // columns) * H * B,)](
         a,
         b,
         c,

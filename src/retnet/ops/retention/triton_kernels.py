@@ -15,6 +15,7 @@ from typing import no_type_check
 
 import torch
 import triton
+import triton.knobs
 import triton.language as tl
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
@@ -254,7 +255,8 @@ def retention_chunkwise_walk_kernel(
         scores = _product(b_tile, tl.trans(a_tile), nothing, PRECISION)  # C C
         scores = _rounded(tl.where(pairs > 0.0, scores * pairs, 0.0), X)
         nothing = tl.zeros((BC, C), dtype=tl.float32)
-        o = _product(_rounded(S, X), tl.trans(a_tile.to(X)), nothing, PRECISION) * enter[None, :]  # BC C
+        o = _product(_rounded(S, X), tl.trans(a_tile.to(X)), nothing, PRECISION)  # BC C
+        o *= enter[None, :]
         o = _product(tl.trans(c_tile.to(X)), scores, o, PRECISION)
         written = out + t.to(tl.int64)[:, None] * out_t + columns_c[None, :]
         mask = (t < end)[:, None] & (columns_c < DC)[None, :]
