@@ -3,7 +3,7 @@
 # Linux gets the small CPU build instead of the CUDA one.
 
 PYTHON ?= python3
-NAME ?= ops
+NAME ?= cpu
 FOLDER ?= runs/demo
 BIN := .venv/bin
 OLD_HF := .venv-hf-5.17
@@ -33,8 +33,8 @@ fmt: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure, as `make bench NAME=train`: ops, train, forms or decode
-	$(BIN)/retnet bench $(NAME)
+bench: $(READY)  ## measure on this CPU in ten minutes, and write docs/performance.md; or make bench NAME=decode
+	$(BIN)/retnet bench $(NAME) --page docs/performance.md
 
 hf: $(READY) $(OLD_HF)/.ready  ## use a trained folder in both versions of transformers: make hf FOLDER=runs/demo
 	$(BIN)/python tests/hf/on_a_folder.py $(FOLDER)

@@ -3,10 +3,21 @@ import torch
 from torch import Tensor
 
 from retnet.bench import gates
-from retnet.bench.cases import QUICK_OPS, QUICK_TRAINS, OpCase
-from retnet.bench.gates import budgets, gate_decoder, gate_finite, gate_op, judge, op_inputs
+from retnet.bench.cases import QUICK_OPS, OpCase
+from retnet.bench.gates import (
+    budgets,
+    gate_decoder,
+    gate_decoding,
+    gate_finite,
+    gate_op,
+    gate_rows,
+    judge,
+    op_inputs,
+)
 from retnet.bench.record import GateFailed
-from retnet.model import Decoder
+from retnet.bench.sizes import TINY
+from retnet.model import Decoder, DecoderState
+from retnet.model.decoding import prefill
 from retnet.ops import retention
 
 
@@ -74,6 +85,28 @@ def test_the_budget_is_twice_the_plain_forms_larger_error() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_our_decoder_passes_the_gate(precision: str) -> None:
-    case = QUICK_TRAINS[f"quick-{precision}"]
-    gate_decoder(Decoder(case.size.config()), case.precision).require()
+def test_our_decoder_passes_the_gate(precision: gates.Precision) -> None:
+    gate_decoder(Decoder(TINY.config()), precision).require()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_decoding_passes_the_gate(dtype: torch.dtype) -> None:
+    gate_decoding(Decoder(TINY.config()).eval().to(dtype)).require()
+
+
+def test_decoding_that_forgets_its_prompt_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(model: Decoder, prompt: Tensor) -> tuple[Tensor, DecoderState]:
+        return prefill(model, prompt)[0], prefill(model, prompt[:, -1:])[1]
+
+    monkeypatch.setattr(gates, "prefill", forgetful)
+    gate = gate_decoding(Decoder(TINY.config()).eval())
+    assert not gate.passed
+    assert "logits errs by" in gate.why
+
+
+def test_rows_of_one_text_that_differ_fail_the_gate() -> None:
+    logits = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    assert gate_rows("a", logits).passed
+    logits[1, 0] = 2
+    assert gate_rows("a", logits).why == "a: equal rows differ by 1.0e+00"
+    assert not gate_rows("a", logits).passed

@@ -1,4 +1,4 @@
-"""Every bench at toy sizes; without torchscale, so that they need nothing that tests lack."""
+"""Every bench at toy sizes; without other people's code, so that they need nothing tests lack."""
 
 import io
 from collections.abc import Callable
@@ -8,19 +8,35 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from retnet.bench import BENCHES, op, run_bench, show_bench, train_step, trainees
-from retnet.bench.cases import QUICK_TRAINS
+from retnet.bench import (
+    BENCHES,
+    op,
+    prefill,
+    prefillers,
+    run_bench,
+    show_bench,
+    speakers,
+    train_step,
+    trainees,
+)
+from retnet.bench.cases import DECODES, OPS, PREFILLS, QUICK_PREFILLS, QUICK_TRAINS, READS, TRAINS
 from retnet.bench.gates import OpInputs
-from retnet.bench.peak_memory import Peak, peak_of
-from retnet.bench.peers import PeerMissing
+from retnet.bench.ours import Texts, fresh, prefiller_of, speaker_of, trainee_of
+from retnet.bench.peak_memory import Apart, apart
+from retnet.bench.peers import PeerMissing, torchscale
 from retnet.bench.record import Gate, read_records
+from retnet.bench.run import IN_SUITE, SUITE
+from retnet.bench.session import Session
+from retnet.bench.sizes import SMALL, TINY
 from retnet.hub import save_checkpoint
-from retnet.model import Decoder, DecoderConfig
+from retnet.model import Decoder
 from retnet.ops import retention
 
 INSTALL = "pip install a-peer"
+PEER = "torchscale 0.0.0"
+WITH_PEERS = ("ops", "train", "prefill", "decode")
 
 
 def absent(*_args: Any, **_settings: Any) -> NoReturn:
@@ -31,65 +47,94 @@ def our_op(log_decay: Tensor, **_settings: Any) -> Callable[[Tensor, Tensor, Ten
     return lambda q, k, v: retention(q, k, v, log_decay)[0].unflatten(1, (3, -1))
 
 
-class OurDecoder(nn.Module):
-    """Stands in for torchscale's: tokens to logits."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.decoder = Decoder(config)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.decoder(tokens)[0]
-
-
-def our_decoder(**_settings: Any) -> nn.Module:
-    return OurDecoder(QUICK_TRAINS["quick-float32"].size.config())
+def alone_in_no_process(_who: str, _case: Any, calls: int = 1) -> Apart:
+    return Apart(100.0, 150.0, calls * [1.0], True)
 
 
 @pytest.fixture
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "torchscale_retention", absent)
-    monkeypatch.setattr(train_step, "torchscale_version", absent)
-    monkeypatch.setattr(trainees, "torchscale_decoder", absent)
-    monkeypatch.setattr(train_step, "peak_of", lambda *_: Peak(100.0, 150.0))
+    monkeypatch.setattr(torchscale, "chunkwise_retention", absent)
+    for builders in (trainees.BUILDERS, prefillers.BUILDERS, speakers.RIVALS):
+        for name in builders:
+            if name != "retnet":
+                monkeypatch.setitem(builders, name, absent)
+    for module in (train_step, prefill):
+        monkeypatch.setattr(module, "apart", alone_in_no_process)
 
 
 @pytest.fixture
 def _with_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "torchscale_retention", our_op)
-    monkeypatch.setattr(trainees, "torchscale_decoder", our_decoder)
-    monkeypatch.setattr(train_step, "peak_of", lambda *_: Peak(100.0, 150.0))
-    for module in (op, train_step):
-        monkeypatch.setattr(module, "torchscale_version", lambda: "0.0.0")
+    """All peers' parts are played by our own decoder."""
+    config = TINY.config()
+    monkeypatch.setattr(torchscale, "chunkwise_retention", our_op)
+    monkeypatch.setattr(torchscale, "version", lambda: "0.0.0")
+    for name in set(trainees.BUILDERS) - {"retnet"}:
+        monkeypatch.setitem(trainees.BUILDERS, name, lambda _: trainee_of(fresh(config), PEER))
+    for name in set(prefillers.BUILDERS) - {"retnet"}:
+        monkeypatch.setitem(
+            prefillers.BUILDERS, name, lambda *_: prefiller_of(fresh(config).eval(), PEER)
+        )
+    for name in speakers.RIVALS:
+        model = fresh(config).eval()
+        monkeypatch.setitem(
+            speakers.RIVALS, name, lambda *_, model=model: speaker_of(model, Texts(model), PEER)
+        )
+    for module in (train_step, prefill):
+        monkeypatch.setattr(module, "apart", alone_in_no_process)
 
 
 @pytest.mark.usefixtures("_alone")
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", [name for name in BENCHES if name != SUITE])
 def test_every_bench_runs_and_records_what_it_shows(name: str, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     result = run_bench(name, out=tmp_path, quick=True, progress=lambda *step: told.append(step))
     assert result.failed == []
-    assert result.table.rows
+    assert all(table.rows for table in result.tables)
     assert all(record.quick for record in result.records)
     assert sorted(map(repr, read_records(tmp_path))) == sorted(map(repr, result.records))
     assert [done for _, done, _ in told] == list(range(len(told)))
     assert {total for _, _, total in told} == {len(told) - 1}
     missing = PeerMissing("torchscale", "is not installed", INSTALL)
-    assert result.skipped == ([str(missing)] if name in ("ops", "train") else [])
+    assert result.skipped == ([str(missing)] if name in WITH_PEERS else [])
+
+
+@pytest.mark.usefixtures("_alone")
+def test_the_suite_is_its_benches_in_a_row(tmp_path: Path) -> None:
+    told: list[str] = []
+    result = run_bench(SUITE, out=tmp_path, quick=True, progress=lambda what, *_: told.append(what))
+    assert told.count("done") == len(IN_SUITE)
+    assert result.failed == []
+    assert {record.bench for record in result.records} == {
+        "machine",
+        "op/retention",
+        "train/step",
+        "prefill/prompt",
+        "prefill/on",
+        "decode/step",
+    }
+    assert all(table.rows for table in result.tables)
+    assert {path.name for path in result.pictures} <= {"train.png", "prefill.png", "decode.png"}
+
+
+@pytest.mark.parametrize("cases", [OPS, TRAINS, PREFILLS, READS, DECODES])
+def test_the_suite_leaves_out_cases_and_never_all(cases: dict, tmp_path: Path) -> None:
+    chosen = Session(tmp_path, quick=False, suite=True).choose(cases, {})
+    assert chosen
+    assert chosen == {name: case for name, case in cases.items() if case.suite}
+    assert Session(tmp_path, quick=False).choose(cases, {}) == cases
 
 
 @pytest.mark.usefixtures("_with_peer")
-@pytest.mark.parametrize("name", ["ops", "train"])
+@pytest.mark.parametrize("name", WITH_PEERS)
 def test_a_peer_stands_beside_ours_with_its_ratio(name: str, tmp_path: Path) -> None:
     result = run_bench(name, out=tmp_path, quick=True)
     assert result.skipped == result.failed == []
     ours = [r for r in result.records if r.case.get("by") == "retnet"]
-    theirs = [r for r in result.records if r.case.get("by") == "torchscale 0.0.0"]
+    theirs = [r for r in result.records if r.case.get("by") == PEER]
     assert ours
     assert theirs
-    over = {r.metric for r in theirs} - {r.metric for r in ours}
+    over = {r.metric for r in theirs if r.metric.endswith("time_over_retnet")}
     assert over
-    assert all(metric.endswith("time_over_retnet") for metric in over)
 
 
 @pytest.mark.usefixtures("_alone")
@@ -107,26 +152,32 @@ def test_a_wrong_form_is_reported_and_not_measured(
 
 
 @pytest.mark.usefixtures("_with_peer")
+@pytest.mark.parametrize("name", ["train", "prefill", "decode"])
 def test_decoders_of_other_sizes_are_not_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainees, "torchscale_decoder", lambda **_: nn.Linear(1, 1))
-    monkeypatch.setattr(train_step, "_gate", lambda *_: Gate(True, ""))
-    result = run_bench("train", out=tmp_path, quick=True)
-    assert len(result.failed) == 2
-    assert "the decoders differ in size" in result.failed[0]
-    assert result.records == []
+    model = fresh(SMALL.config()).eval()
+    monkeypatch.setitem(trainees.BUILDERS, "torchscale", lambda _: trainee_of(model, PEER))
+    monkeypatch.setitem(prefillers.BUILDERS, "llama.cpp", lambda *_: prefiller_of(model, PEER))
+    rival = speaker_of(model, Texts(model), PEER)
+    monkeypatch.setitem(speakers.RIVALS, "llama.cpp", lambda *_: rival)
+    result = run_bench(name, out=tmp_path, quick=True)
+    assert result.failed
+    assert "parameters differ by more than 1 % from our" in result.failed[0]
+    assert PEER not in {record.case.get("by") for record in result.records}
 
 
 @pytest.mark.parametrize("name", ["forms", "decode"])
 def test_a_checkpoint_can_be_measured(name: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "mine", Decoder(QUICK_TRAINS["quick-float32"].size.config()))
+    save_checkpoint(tmp_path / "mine", Decoder(TINY.config()))
     result = run_bench(name, out=tmp_path / "out", quick=True, checkpoint=tmp_path / "mine")
     assert {record.case["model"] for record in result.records} == {"mine"}
 
 
 def test_unknown_benches_and_useless_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='no bench "op"; choose one of ops, train, forms, decode'):
+    with pytest.raises(
+        ValueError, match='no bench "op"; choose one of cpu, ops, train, prefill'
+    ):
         run_bench("op", out=tmp_path)
     with pytest.raises(ValueError, match="bench ops measures fixed cases and takes no checkpoint"):
         run_bench("ops", out=tmp_path, checkpoint=tmp_path)
@@ -140,6 +191,11 @@ def test_the_shown_bench_prints_its_table_and_what_is_missing(tmp_path: Path) ->
     assert INSTALL in text.getvalue()
 
 
-def test_peak_memory_is_measured_in_a_process_of_its_own() -> None:
-    peak = peak_of("retnet", QUICK_TRAINS["quick-float32"])
-    assert 0 < peak.start_mib < peak.peak_mib
+@pytest.mark.parametrize(
+    "case", [QUICK_TRAINS["tiny, float32"], QUICK_PREFILLS["tiny"]], ids=["train", "prefill"]
+)
+def test_peak_memory_is_measured_in_a_process_of_its_own(case: Any) -> None:
+    alone = apart("retnet", case, calls=2)
+    assert 0 < alone.start_mib < alone.peak_mib
+    assert len(alone.seconds) == 2
+    assert alone.finite

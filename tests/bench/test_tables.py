@@ -6,9 +6,13 @@ from rich.console import Console
 
 from retnet.bench.decode_plot import plot_decode
 from retnet.bench.machine import Provenance
+from retnet.bench.page import update_docs
+from retnet.bench.picture import spread_out
+from retnet.bench.prefill_plot import plot_prefill
 from retnet.bench.record import Gate, Record, Recorder
-from retnet.bench.tables import TABLES, decode_table, ops_table, train_table, update_docs
+from retnet.bench.tables import TABLES, decode_table, ops_table, train_table
 from retnet.bench.timing import Spread
+from retnet.bench.train_plot import plot_train
 
 SOURCE = Provenance(
     device="A CPU, 2 cores",
@@ -29,6 +33,7 @@ def one(value: float) -> Spread:
 def fill(folder: Path, *, quick: bool = False) -> list[Record]:
     """Made-up results of every bench, in an order that no table has."""
     made = Recorder(folder, SOURCE, quick=quick)
+    model = {"model": "small", "parameters": 16_800_000}
     for dtype in ("bfloat16", "float32"):
         shape = {"B": 1, "H": 2, "D_k": 256, "D_v": 512, "T": 2048, "dtype": dtype}
         for by, form in (("torchscale 0.3.0", "chunkwise"), ("retnet", "chunkwise")):
@@ -41,33 +46,52 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
                 metrics["fwd_time_over_retnet"] = one(1.5)
             made.add("op/retention", {**shape, "by": by, "form": form}, metrics, PASSED)
     for T in (8192, 2048):
-        case = {"parameters": 18_900_000, "B": 1, "T": T, "precision": "float32", "by": "retnet"}
+        for by in ("transformers 5 Llama", "retnet"):
+            case = {**model, "B": 1, "T": T, "precision": "float32", "by": by}
+            metrics = {
+                "tokens_per_s": one(12345.0),
+                "peak_mib": one(900.0),
+                "peak_over_start_mib": one(700.0),
+            }
+            if by == "retnet":
+                metrics["share_of_matmul"] = one(0.61)
+            else:
+                metrics["step_time_over_retnet"] = one(2.2)
+            made.add("train/step", case, metrics, PASSED)
+            metrics = {
+                "prompt_ms": one(100.0),
+                "tokens_per_s": one(12345.0),
+                "kept_bytes": one(2.0**22),
+                "peak_mib": one(900.0),
+                "peak_over_start_mib": one(700.0),
+            }
+            case = {**model, "T": T, "dtype": "bfloat16", "by": by}
+            made.add("prefill/prompt", case, metrics, PASSED)
         metrics = {
-            "tokens_per_s": one(12345.0),
-            "peak_mib": one(900.0),
-            "peak_over_start_mib": one(700.0),
+            "tokens_per_s": one(5000.0),
+            "kept_bytes": one(2.0**22),
+            "process_mib": one(300.0),
         }
-        made.add("train_step", case, metrics, PASSED)
+        case = {**model, "T": T, "dtype": "bfloat16", "by": "retnet"}
+        made.add("prefill/on", case, metrics, PASSED)
     for form in ("chunkwise", "parallel", "recurrent"):
         case = {"model": "small-4m", "gain": 8, "dtype": "float32", "form": form}
         metrics = {"max_abs": one(1e-6), "relative": one(1e-5), "apart": one(2e-6)}
         made.add("forms", case, metrics, PASSED)
     for context in (100_000, 1000):
-        case = {
-            "model": "fresh",
-            "parameters": 18_900_000,
-            "num_layers": 4,
-            "d_model": 512,
-            "dtype": "float32",
-            "context": context,
-        }
-        metrics = {
-            "token_ms": one(4.0),
-            "state_bytes": one(2.0**22),
-            "process_mib": one(300.0),
-            "prefill_tokens_per_s": one(5000.0),
-        }
-        made.add("decode", case, metrics, PASSED)
+        for B in (8, 1):
+            for by in ("llama.cpp", "retnet"):
+                case = {**model, "B": B, "dtype": "float16", "context": context, "by": by}
+                metrics = {
+                    "token_ms": one(4.0),
+                    "tokens_per_s": one(B * 250.0),
+                    "kept_bytes": one(2.0**22),
+                    "weight_bytes": one(2.0**25),
+                    "share_of_reading": one(0.5),
+                }
+                if by != "retnet":
+                    metrics["time_over_retnet"] = one(3.0)
+                made.add("decode/step", case, metrics, PASSED)
     for carried, tokens in ((True, 8192), (False, 4096), (True, 4096)):
         case = {
             "parameters": 2_000_000,
@@ -104,18 +128,27 @@ def test_captions_say_what_all_rows_share_and_where_they_were_measured(tmp_path:
         "B 1, H 2, D_k 256, D_v 512, T 2,048. A CPU, 2 cores, 2 threads, torch 2.13.0, "
         f"Python 3.11.7; commit abc1234; {day}. Medians; in brackets the middle three fifths."
     )
-    assert [row[0] for row in train_table(records).rows] == [
-        "T 2,048, float32",
-        "T 8,192, float32",
+    assert [row[:2] for row in train_table(records).rows] == [
+        ("T 2,048, float32", "retnet"),
+        ("T 2,048, float32", "transformers 5 Llama"),
+        ("T 8,192, float32", "retnet"),
+        ("T 8,192, float32", "transformers 5 Llama"),
     ]
 
 
-def test_decode_table_computes_the_cache_beside_the_measured_state(tmp_path: Path) -> None:
+def test_decode_table_says_what_a_token_costs_and_keeps(tmp_path: Path) -> None:
     rows = decode_table(fill(tmp_path)).rows
-    assert [row[:4] for row in rows] == [
-        ("1,000", "4 (3.6-4.4)", "4", "7.81"),
-        ("100,000", "4 (3.6-4.4)", "4", "781"),
-    ]
+    assert len(rows) == 8
+    assert rows[-1] == (
+        "context 100,000, 8 rows",
+        "llama.cpp, float16",
+        "2,000",
+        "4",
+        "32",
+        "4",
+        "50%",
+        "3.00",
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -151,6 +184,16 @@ def test_docs_get_the_table_between_their_markers_once(tmp_path: Path) -> None:
     assert path.read_text() == text
 
 
+def test_docs_get_the_pictures_that_they_show(tmp_path: Path) -> None:
+    fill(tmp_path / "results")
+    for name in ("shown.png", "other.png"):
+        (tmp_path / "results" / name).write_bytes(PNG)
+    path = page(tmp_path / "results")
+    path.write_text(path.read_text() + "![shown](images/shown.png)\n")
+    update_docs(path, tmp_path / "results", (tmp_path / "results").glob("*.png"))
+    assert [p.name for p in (path.parent / "images").iterdir()] == ["shown.png"]
+
+
 def test_docs_do_not_show_quick_runs(tmp_path: Path) -> None:
     fill(tmp_path / "results", quick=True)
     path = page(tmp_path)
@@ -170,17 +213,28 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
         update_docs(path, tmp_path)
 
 
-def test_decoding_is_drawn_from_records(tmp_path: Path) -> None:
+PLOTS = {"train": plot_train, "prefill": plot_prefill, "decode": plot_decode}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_pictures_are_drawn_from_records(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'retnet[plot]'")
-    path = tmp_path / "decode.png"
-    plot_decode(fill(tmp_path), path)
+    path = tmp_path / f"{name}.png"
+    PLOTS[name](fill(tmp_path), path)
     assert path.read_bytes().startswith(PNG)
 
 
-def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_picture_of_nothing_is_refused(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'retnet[plot]'")
-    with pytest.raises(ValueError, match=r"no decode records to draw decode\.png from"):
-        plot_decode([], tmp_path / "decode.png")
+    with pytest.raises(ValueError, match=rf"records to draw {name}\.png from; run `retnet bench"):
+        PLOTS[name]([], tmp_path / f"{name}.png")
+
+
+def test_names_beside_lines_never_overlap() -> None:
+    assert spread_out([0.0, 1.0, 50.0], 10.0, 0.0, 100.0) == [0, 10, 50]
+    assert spread_out([95.0, 98.0, 99.0], 10.0, 0.0, 100.0) == [80, 90, 100]
+    assert spread_out([5.0, 5.0, 5.0], 10.0, 0.0, 15.0) == [0, 10, 20]  # too many: upwards
 
 
 @pytest.mark.parametrize("name", TABLES)

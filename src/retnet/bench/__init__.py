@@ -1,8 +1,8 @@
 """Bench: the ruler. Cases named once, gates, timing in turns, records, and tables made of them."""
 
 from retnet.bench.forms import FormRow, form_disagreement
+from retnet.bench.page import update_docs
 from retnet.bench.run import BENCHES, BenchResult, run_bench, show_bench
-from retnet.bench.tables import update_docs
 
 __all__ = [
     "BENCHES",

@@ -5,9 +5,7 @@ from typing import Literal
 
 import torch
 
-from retnet.mixers.channel import GLUConfig
-from retnet.mixers.retention import RetentionConfig
-from retnet.model import DecoderConfig, LayerConfig
+from retnet.bench.sizes import LONG_TEXT, MEDIUM, SMALL, TINY, ModelSize
 from retnet.types import Form
 
 Precision = Literal["float32", "bfloat16"]
@@ -27,6 +25,7 @@ class OpCase:
         D_k: key width of a head.
         D_v: value width of a head.
         peer_chunk: tokens of a chunk in torchscale's code; 512 is its own default.
+        suite: whether the suite of all benches measures it too.
     """
 
     T: int
@@ -37,6 +36,7 @@ class OpCase:
     D_k: int = 256
     D_v: int = 512
     peer_chunk: int = 512
+    suite: bool = True
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -46,38 +46,8 @@ class OpCase:
     def fields(self) -> dict[str, int | str]:
         """What a record says of the case."""
         sizes: dict[str, int | str] = asdict(self)
-        del sizes["others"], sizes["peer_chunk"]
+        del sizes["others"], sizes["peer_chunk"], sizes["suite"]
         return sizes
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """A decoder that torchscale can build too: as many parameters, the same products.
-
-    Attributes:
-        d_model: D.
-        value_width: D_v of all heads together.
-        num_heads: H.
-        ffn_width: width inside the GLU.
-        num_layers: layers.
-        vocab_size: V; the head has weights of its own.
-    """
-
-    d_model: int = 512
-    value_width: int = 1024
-    num_heads: int = 2
-    ffn_width: int = 1024
-    num_layers: int = 4
-    vocab_size: int = 4096
-
-    def config(self) -> DecoderConfig:
-        """Our decoder of this size."""
-        layer = LayerConfig(
-            mixer=RetentionConfig(num_heads=self.num_heads, value_width=self.value_width),
-            channel=GLUConfig(width=self.ffn_width),
-            repeat=self.num_layers,
-        )
-        return DecoderConfig(d_model=self.d_model, layers=(layer,), vocab_size=self.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,29 +59,77 @@ class TrainCase:
         precision: `bfloat16` is autocast over float32 weights.
         size: the decoder.
         B: rows.
+        rivals: who takes turns with ours, by their names in `trainees.py`.
+        rounds: steps timed of each.
         peer_chunk: tokens of a chunk in torchscale's code; 512 is its own default.
+        suite: whether the suite of all benches measures it too.
     """
 
     T: int
     precision: Precision
-    size: ModelSize = ModelSize()
+    size: ModelSize = SMALL
     B: int = 1
+    rivals: tuple[str, ...] = ()
+    rounds: int = 3
     peer_chunk: int = 512
+    suite: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeCase:
-    """Decoding after ever longer texts.
+class PrefillCase:
+    """Reading a prompt.
 
     Attributes:
-        marks: tokens read before the next ones are timed, increasing.
-        steps: tokens timed at each mark.
-        size: the decoder, float32.
+        T: tokens of the prompt.
+        dtype: of the weights; llama.cpp has float16 for bfloat16.
+        size: the decoder.
+        rivals: who takes turns with ours, by their names in `prefillers.py`.
+        rounds: prompts timed of each.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    T: int
+    dtype: Precision
+    size: ModelSize = SMALL
+    rivals: tuple[str, ...] = ()
+    rounds: int = 3
+    suite: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadCase:
+    """Reading one ever longer text, ours alone.
+
+    Attributes:
+        marks: tokens read where speed and memory are noted, increasing.
+        dtype: of the weights.
+        size: the decoder.
+        suite: whether the suite of all benches measures it too.
     """
 
     marks: tuple[int, ...]
-    steps: int
-    size: ModelSize = ModelSize()
+    dtype: Precision
+    size: ModelSize = SMALL
+    suite: bool = True
+
+
+@dataclass(frozen=True)
+class DecodeCase:
+    """Decoding rows of texts, after as many tokens.
+
+    Attributes:
+        context: tokens read before the next ones are timed.
+        B: rows.
+        size: the decoder.
+        rivals: who takes turns with ours, by their names in `speakers.py`.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    context: int
+    B: int
+    size: ModelSize = SMALL
+    rivals: tuple[str, ...] = ()
+    suite: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,19 +184,13 @@ class DocumentCase:
     tokens: int
     seq_len: int
     whole: tuple[int, ...]
-    size: ModelSize = ModelSize(
-        d_model=256, value_width=512, num_heads=4, ffn_width=512, num_layers=4, vocab_size=257
-    )
+    size: ModelSize = LONG_TEXT
 
-
-_TINY = ModelSize(
-    d_model=16, value_width=32, num_heads=2, ffn_width=24, num_layers=2, vocab_size=64
-)
 
 OPS = {
     "2k-float32": OpCase(T=2048, dtype="float32", others=("parallel", "recurrent")),
-    "2k-bfloat16": OpCase(T=2048, dtype="bfloat16", others=("parallel", "recurrent")),
-    "8k-float32": OpCase(T=8192, dtype="float32"),
+    "2k-bfloat16": OpCase(T=2048, dtype="bfloat16", others=("parallel", "recurrent"), suite=False),
+    "8k-float32": OpCase(T=8192, dtype="float32", suite=False),
     "8k-bfloat16": OpCase(T=8192, dtype="bfloat16"),
 }
 QUICK_OPS = {
@@ -187,21 +199,65 @@ QUICK_OPS = {
     )
     for dtype in ("float32", "bfloat16")
 }
+TRAINERS = ("torchscale", "transformers", "attention")
 TRAINS = {
-    "2k-float32": TrainCase(T=2048, precision="float32"),
-    "2k-bfloat16": TrainCase(T=2048, precision="bfloat16"),
-    "8k-float32": TrainCase(T=8192, precision="float32"),
-    "8k-bfloat16": TrainCase(T=8192, precision="bfloat16"),
+    "small, 2k float32": TrainCase(T=2048, precision="float32", rivals=TRAINERS),
+    "small, 8k bfloat16": TrainCase(T=8192, precision="bfloat16", rivals=TRAINERS),
+    "medium, 8k bfloat16": TrainCase(
+        T=8192, precision="bfloat16", size=MEDIUM, rivals=TRAINERS[:2], rounds=2
+    ),
+    "small, 2k bfloat16": TrainCase(T=2048, precision="bfloat16"),
+    "small, 64k bfloat16": TrainCase(T=65_536, precision="bfloat16", rounds=1),
 }
 QUICK_TRAINS = {
-    f"quick-{precision}": TrainCase(T=80, precision=precision, size=_TINY, peer_chunk=32)
-    for precision in ("float32", "bfloat16")
+    "tiny, float32": TrainCase(T=80, precision="float32", size=TINY, rivals=TRAINERS),
+    "tiny, bfloat16": TrainCase(T=96, precision="bfloat16", size=TINY, rounds=1, peer_chunk=32),
 }
-DECODE = DecodeCase(
-    marks=(1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000),
-    steps=64,
+READ_MARKS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000)
+PREFILLERS = ("attention", "transformers", "llama.cpp")
+PREFILLS = {
+    "small, 2k": PrefillCase(T=2048, dtype="bfloat16", rivals=PREFILLERS),
+    "small, 8k": PrefillCase(T=8192, dtype="bfloat16", rivals=PREFILLERS),
+    "small, 32k": PrefillCase(T=32_768, dtype="bfloat16", rivals=PREFILLERS, rounds=1, suite=False),
+    "medium, 8k": PrefillCase(
+        T=8192, dtype="bfloat16", size=MEDIUM, rivals=PREFILLERS, rounds=1, suite=False
+    ),
+}
+QUICK_PREFILLS = {
+    "tiny": PrefillCase(T=300, dtype="bfloat16", size=TINY, rivals=PREFILLERS, rounds=2)
+}
+READS = {
+    "small": ReadCase(marks=READ_MARKS, dtype="bfloat16"),
+    "small, a million": ReadCase(
+        marks=(*READ_MARKS, 256_000, 512_000, 1_000_000), dtype="bfloat16", suite=False
+    ),
+}
+QUICK_READS = {"tiny": ReadCase(marks=(100, 200, 500), dtype="bfloat16", size=TINY)}
+SPEAKERS = (
+    "attention float32",
+    "attention bfloat16",
+    "transformers float32",
+    "llama.cpp",
 )
-QUICK_DECODE = DecodeCase(marks=(100, 200, 500), steps=8, size=_TINY)
+ALL_SPEAKERS = (
+    *SPEAKERS,
+    "transformers bfloat16",
+    "torchscale float32",
+    "torchscale bfloat16",
+)
+WITHOUT_READING = tuple(name for name in SPEAKERS if name != "llama.cpp")
+DECODES = {
+    **{f"small, {T}, {B}": DecodeCase(T, B, rivals=SPEAKERS) for T in (512, 2048) for B in (1, 8)},
+    **{f"small, 8192, {B}": DecodeCase(8192, B, rivals=ALL_SPEAKERS) for B in (1, 8)},
+    **{f"small, 8192, {B}": DecodeCase(8192, B) for B in (2, 32)},
+    "small, 32768, 1": DecodeCase(32_768, 1, rivals=WITHOUT_READING),
+    "small, 131072, 1": DecodeCase(131_072, 1, suite=False),
+    **{f"medium, 8192, {B}": DecodeCase(8192, B, size=MEDIUM, rivals=SPEAKERS) for B in (1, 8)},
+}
+QUICK_DECODES = {
+    f"tiny, {T}, {B}": DecodeCase(T, B, size=TINY, rivals=ALL_SPEAKERS)
+    for T, B in ((70, 1), (70, 2), (130, 1))
+}
 FORMS = FormsCase(preset="small-4m", tokens=512)
 QUICK_FORMS = FormsCase(preset="small-1m", tokens=40, vocab_size=64)
 KILLS = KillsCase(kills=200, steps=6_000)
@@ -210,5 +266,5 @@ DOCUMENT = DocumentCase(
     tokens=1_000_000, seq_len=4_096, whole=(4_096, 8_192, 16_384, 32_768, 65_536)
 )
 QUICK_DOCUMENT = DocumentCase(
-    tokens=3_000, seq_len=256, whole=(512,), size=replace(_TINY, vocab_size=257)
+    tokens=3_000, seq_len=256, whole=(512,), size=replace(TINY, vocab_size=257)
 )

@@ -1,134 +1,124 @@
-"""Decoding after ever longer texts: time and memory for a token do not depend on what came before.
+"""Decoding: what the next token costs after a text of some length, in one row or in many.
 
-A text is read in chunks; at each mark the state is kept. Then every mark's state is stepped in
-turns, a few tokens at a time, so that drift of the machine hits all marks alike.
+Every token must at least read the weights and what is kept of the texts once. Beside each
+competitor a block of as many bytes is read, which is its floor: small blocks stay in the caches,
+and so do small models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
+from statistics import median
 
-import torch
-
-from retnet.bench.cases import DECODE, QUICK_DECODE, DecodeCase
+from retnet.bench.cases import DECODES, QUICK_DECODES, DecodeCase
 from retnet.bench.decode_plot import plot_decode
-from retnet.bench.gates import gate_decoder
-from retnet.bench.machine import resident_mib
-from retnet.bench.record import GateFailed, Scalar
+from retnet.bench.gates import all_of, gate_decoding, gate_finite, gate_rows, gate_size
+from retnet.bench.machine import Reads
+from retnet.bench.peers.roles import Speaker
+from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
-from retnet.bench.timing import Spread, milliseconds, rates
+from retnet.bench.speakers import (
+    EXTRA,
+    Room,
+    fresh_models,
+    is_ours,
+    our_speakers,
+    rival_speakers,
+)
+from retnet.bench.timing import Spread, in_turns, milliseconds, rates
 from retnet.hub import load_checkpoint
-from retnet.model import Decoder, DecoderState, state_bytes
-from retnet.model.decoding import prefill
+from retnet.model import Decoder
 
-BENCH = "decode"
-TURN = 8  # tokens stepped from one state before the next one's turn
-
-
-class Reached(NamedTuple):
-    """What was seen on reading a text up to a mark.
-
-    Attributes:
-        context: tokens read.
-        state: after the last of them.
-        prefill_tokens_per_s: since the mark before.
-        process_mib: memory that the process held here, without the states kept for later.
-    """
-
-    context: int
-    state: DecoderState
-    prefill_tokens_per_s: float
-    process_mib: float
+BENCH = "decode/step"
+TURNS, CALLS, TURN_SECONDS = 3, 8, 0.3  # TURNS * (CALLS + 1) tokens are within EXTRA
 
 
 def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
-    """Measure the case's decoder, or a checkpoint's, and draw `decode.png` beside the records."""
-    case = QUICK_DECODE if session.quick else DECODE
-    session.plan(len(case.marks) + 2)
-    session.begin("gate of decode")
-    model = _fresh(case) if checkpoint is None else load_checkpoint(checkpoint)[0]
-    try:
-        _measure(session, case, model.eval(), "fresh" if checkpoint is None else checkpoint.name)
-    except GateFailed as error:
-        session.fail("decode", error)
+    """Measure every case, or a checkpoint's decoder in them, and draw `decode.png`."""
+    cases = session.choose(DECODES, QUICK_DECODES)
+    sizes = [case.size for case in cases.values()]
+    groups = {size.name: [c for c in cases.values() if c.size == size] for size in sizes}
+    if checkpoint is not None:  # one size, and nobody beside it
+        model = load_checkpoint(checkpoint)[0].eval()
+        alone = {replace(case, rivals=()) for case in next(iter(groups.values()))}
+        groups = {checkpoint.name: sorted(alone, key=lambda case: (case.context, case.B))}
+    session.plan(sum(1 + len(group) for group in groups.values()))
+    reads = Reads()
+    for name, group in groups.items():
+        session.begin(f"decode {name}: loading and gates")
+        models = fresh_models(group[0].size) if checkpoint is None else {"float32": model}
+        try:
+            speakers, gate = _ready(models, group, session)
+        except GateFailed as error:
+            session.fail(f"decode {name}", error)
+            continue
+        for case in group:
+            session.begin(f"decode {name} after {case.context:,} tokens, {case.B} rows")
+            chosen = {who: it for who, it in speakers.items() if who in case.rivals or is_ours(who)}
+            _measure(name, case, chosen, gate, reads, session)
+    session.draw("decode.png", plot_decode)
     session.end()
 
 
-def _measure(session: Session, case: DecodeCase, model: Decoder, name: str) -> None:
-    gate = gate_decoder(model, "float32")
+def _ready(
+    models: Mapping[str, Decoder], group: Sequence[DecodeCase], session: Session
+) -> tuple[dict[str, Speaker], Gate]:
+    """All who decode in these cases, ours first, once ours computes what it should."""
+    gate = all_of([gate_decoding(model) for model in models.values()])
     gate.require()
-    reached = read_to_marks(
-        model, case.marks, lambda mark: session.begin(f"reading up to {mark:,} tokens")
-    )
-    session.begin(f"{case.steps} tokens after each of {len(reached)} contexts")
-    times = time_steps(model, [at.state for at in reached], case.steps)
-    fields: dict[str, Scalar] = {
-        "model": name,
-        "d_model": model.config.d_model,
-        "num_layers": model.config.num_layers,
-        "parameters": model.num_parameters(),
-        "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
-        "B": 1,
-    }
-    for at, seconds in zip(reached, times, strict=True):
+    speakers = our_speakers(models)
+    rivals = list(dict.fromkeys(who for case in group for who in case.rivals))
+    room = Room(max(case.context for case in group), max(case.B for case in group))
+    speakers |= rival_speakers(rivals, group[0].size, room, session)
+    sizes = {who: it.parameters for who, it in speakers.items()}
+    gate_size(next(iter(sizes.values())), sizes).require()
+    return speakers, gate
+
+
+def _measure(
+    name: str,
+    case: DecodeCase,
+    speakers: Mapping[str, Speaker],
+    gate: Gate,
+    reads: Reads,
+    session: Session,
+) -> None:
+    opened = {who: it.open(case.context, case.B, EXTRA) for who, it in speakers.items()}
+    needs = {who: it.weight_bytes + opened[who].kept_bytes for who, it in speakers.items()}
+    reads.reserve(max(needs.values()))
+    calls: dict[str, Callable[[], object]] = {}
+    for who, it in opened.items():
+        calls[who] = it.steps.__next__
+        calls[f"{who}: reading"] = reads.of(needs[who])
+    seconds = in_turns(calls, TURNS, CALLS, TURN_SECONDS)
+    best = min((who for who in speakers if is_ours(who)), key=lambda who: median(seconds[who]))
+    for who, it in speakers.items():
+        logits, times = opened[who].steps.logits, seconds[who]
+        verdict = all_of([gate_finite({f"{who}: logits": logits}), gate_rows(who, logits), gate])
+        if not verdict.passed:
+            session.fail(f"decode {name}, {case.context} tokens, {case.B} rows", verdict.why)
+            continue
+        floor = median(seconds[f"{who}: reading"])
         metrics = {
-            "token_ms": milliseconds(seconds),
-            "tokens_per_s": rates(1.0, seconds),
-            "state_bytes": Spread.of([float(state_bytes(at.state))]),
-            "process_mib": Spread.of([at.process_mib]),
-            "prefill_tokens_per_s": Spread.of([at.prefill_tokens_per_s]),
+            "token_ms": milliseconds(times),
+            "tokens_per_s": rates(float(case.B), times),
+            "kept_bytes": Spread.of([float(opened[who].kept_bytes)]),
+            "weight_bytes": Spread.of([float(it.weight_bytes)]),
+            "share_of_reading": Spread.of([floor / s for s in times]),
         }
-        session.recorder.add(BENCH, {**fields, "context": at.context}, metrics, gate)
-    session.draw("decode.png", plot_decode)
+        if who != best:
+            metrics["time_over_retnet"] = _over(times, seconds[best])
+        fields = {
+            "model": name,
+            "parameters": it.parameters,
+            "by": it.by,
+            "dtype": it.dtype,
+            "context": case.context,
+            "B": case.B,
+        }
+        session.recorder.add(BENCH, fields, metrics, verdict)
 
 
-def read_to_marks(
-    model: Decoder, marks: Sequence[int], tell: Callable[[int], None]
-) -> list[Reached]:
-    """Read random tokens up to each mark in turn, at the memory of one chunk.
-
-    Args:
-        model: in evaluation mode.
-        marks: numbers of tokens, increasing.
-        tell: called with each mark before the text up to it is read.
-    """
-    random = torch.Generator().manual_seed(0)
-    reached: list[Reached] = []
-    prefill(model, torch.zeros(1, 64, dtype=torch.int64))  # the first call allocates
-    state, read = None, 0
-    for mark in marks:
-        tell(mark)
-        tokens = torch.randint(model.config.vocab_size, (1, mark - read), generator=random)
-        start = perf_counter()
-        _, state = prefill(model, tokens, state)
-        seconds = perf_counter() - start
-        kept = sum(state_bytes(at.state) for at in reached) / 2**20
-        reached.append(Reached(mark, state, (mark - read) / seconds, resident_mib() - kept))
-        read = mark
-    return reached
-
-
-@torch.inference_mode()
-def time_steps(model: Decoder, states: Sequence[DecoderState], steps: int) -> list[list[float]]:
-    """Seconds of each of `steps` greedy tokens after each state.
-
-    A turn begins with a token that does not count: the other states' turns took the caches.
-    """
-    seconds: list[list[float]] = [[] for _ in states]
-    states = list(states)
-    token = torch.zeros(1, 1, dtype=torch.int64)
-    for _ in range(-(-steps // TURN)):
-        for index, times in enumerate(seconds):
-            for warm in range(min(TURN, steps - len(times)) + 1):
-                start = perf_counter()
-                logits, states[index] = model(token, states[index])
-                token = logits[:, -1].argmax(-1, keepdim=True)
-                if warm > 0:
-                    times.append(perf_counter() - start)
-    return seconds
-
-
-def _fresh(case: DecodeCase) -> Decoder:
-    torch.manual_seed(0)
-    return Decoder(case.size.config())
+def _over(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
+    """How many times their tokens take as long as ours: both drift, so all against all."""
+    return Spread.of([a / b for a in theirs for b in ours])

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from retnet.bench.decode_plot import BLUE, GREY, ORANGE
+from retnet.bench.picture import GREY
 from retnet.bench.record import Record
-from retnet.bench.tables import caption, number, pivot
+from retnet.bench.table import caption, number, pivot
 from retnet.hub import write_atomic
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def plot_document(records: Iterable[Record], path: Path) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from retnet.bench.cases import OpCase, Precision
 from retnet.bench.record import Gate
 from retnet.mixers.retention import log_decays
-from retnet.model import Decoder
+from retnet.model import Decoder, Sampling
+from retnet.model.decoding import Decoding, prefill
 from retnet.ops import retention
 from retnet.types import Form
 
@@ -27,6 +28,8 @@ ROUNDINGS = 64  # of float32: sums of hundreds of terms, through several layers
 TENTH = 0.1  # of the largest value: what that many roundings of bfloat16 would far exceed
 PLAIN_TOKENS = 2048  # the parallel form of more takes gigabytes, and errors do not grow after it
 CUT_TOKENS = 320  # a chunk, at most 256, and a quarter: the float64 backward keeps an S for each
+PROMPT_TOKENS, ANSWER_TOKENS = 70, 50
+SIZE_SLACK = 0.01
 
 Named = Mapping[str, Tensor]
 Results = Mapping[Form, Named]
@@ -90,10 +93,41 @@ def gate_decoder(model: Decoder, precision: Precision) -> Gate:
     return all_of([judge_plain(plain, exact), judge(got, exact, budgets(plain, exact))])
 
 
+def gate_decoding(model: Decoder) -> Gate:
+    """Judge the logits of tokens decoded one by one after a prompt, in the weights' own dtype."""
+    random = torch.Generator().manual_seed(0)
+    prompt = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), generator=random)
+    decoding = Decoding(model, *prefill(model, prompt), Sampling(temperature=0.0))
+    chosen, logits = zip(
+        *[(next(decoding), decoding.logits) for _ in range(ANSWER_TOKENS)], strict=True
+    )
+    text = torch.cat([prompt, torch.stack(chosen, 1)], 1)[:, :-1]
+    with torch.inference_mode():
+        given = slice(PROMPT_TOKENS - 1, None)
+        exact = {"logits": deepcopy(model).double()(text, form="recurrent")[0][:, given]}
+        plain: Results = {form: {"logits": model(text, form=form)[0][:, given]} for form in PLAIN}
+    got = {"logits": torch.stack(logits, 1)}
+    return all_of([judge_plain(plain, exact), judge(got, exact, budgets(plain, exact))])
+
+
+def gate_rows(who: str, logits: Tensor) -> Gate:
+    """Judge rows that go on from one text: they differ by rounding at most."""
+    apart = (logits - logits[:1]).abs().max().item()
+    return Gate(
+        apart <= TENTH * logits.abs().max().item(), f"{who}: equal rows differ by {apart:.1e}"
+    )
+
+
 def gate_finite(tensors: Named) -> Gate:
     """Judge a peer, whose numerics are its own: finite values."""
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     return Gate(not bad, f"not finite: {', '.join(bad)}" if bad else "all finite")
+
+
+def gate_size(ours: int, sizes: Mapping[str, int]) -> Gate:
+    """Judge whether models may be compared: numbers of parameters within 1 % of ours."""
+    off = {who: size for who, size in sizes.items() if abs(size - ours) > SIZE_SLACK * ours}
+    return Gate(not off, f"parameters differ by more than 1 % from our {ours:,}: {off}")
 
 
 def budgets(plain: Results, exact: Named) -> dict[str, float]:

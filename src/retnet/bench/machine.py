@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -122,8 +124,9 @@ def measure_ceilings(effort: Effort, width: int, copy_mib: int) -> dict[str, Spr
 
     Returns:
         `matmul_gflops` of each dtype, as `float32/matmul_gflops` and `bfloat16/matmul_gflops`,
-        10^9 operations per second, a multiplication and an addition counted as two; and
-        `copy_gb_per_s`, 10^9 bytes per second, read and written bytes both counted.
+        10^9 operations per second, a multiplication and an addition counted as two;
+        `copy_gb_per_s`, 10^9 bytes per second, read and written bytes both counted; and
+        `read_gb_per_s` of a block of that size.
     """
     calls, amounts = {}, {}
     for dtype in ("float32", "bfloat16"):
@@ -134,5 +137,62 @@ def measure_ceilings(effort: Effort, width: int, copy_mib: int) -> dict[str, Spr
     target = torch.zeros_like(source)
     calls["copy_gb_per_s"] = lambda: target.copy_(source)
     amounts["copy_gb_per_s"] = 2e-9 * source.nbytes
+    reads = Reads()
+    reads.reserve(source.nbytes)
+    calls["read_gb_per_s"] = reads.of(source.nbytes)
+    amounts["read_gb_per_s"] = 1e-9 * source.nbytes
     seconds = alternate(calls, effort)
     return {name: rates(amounts[name], seconds[name]) for name in calls}
+
+
+def products(dtype: str, width: int, seconds: float) -> tuple[Callable[[], None], float]:
+    """A call that takes about so long, to stand beside what it is the ceiling of.
+
+    Args:
+        dtype: of the square matrices that are multiplied.
+        width: of them.
+        seconds: that a call takes, once this one has measured how many products that are.
+
+    Returns:
+        The call, and the operations of one, in 10^9.
+    """
+    product = square_product(width, getattr(torch, dtype), torch.device("cpu"))
+    product.multiply()
+    begin = perf_counter()
+    product.multiply()
+    count = max(round(seconds / (perf_counter() - begin)), 1)
+
+    def call() -> None:
+        for _ in range(count):
+            product.multiply()
+
+    return call, 1e-9 * count * product.operations
+
+
+class Reads:
+    """Blocks to be read once, as a token reads its weights and its state.
+
+    A matrix times a vector, float32: nothing else in PyTorch reads as fast. The blocks are slices
+    of one, so that many cost no more memory than the largest.
+    """
+
+    WIDTH = 1024
+
+    def __init__(self) -> None:
+        self._rows = torch.zeros(0, self.WIDTH)
+        self._vector = torch.ones(self.WIDTH)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Make room for the largest block before the calls are made."""
+        count = self._count(num_bytes)
+        if count > len(self._rows):
+            self._rows = torch.ones(count, self.WIDTH)
+
+    def of(self, num_bytes: int) -> Callable[[], object]:
+        """A call that reads a block of so many bytes, to the next 4 KiB."""
+        count = self._count(num_bytes)
+        rows, out = self._rows[:count], torch.empty(count)
+        return lambda: torch.mv(rows, self._vector, out=out)
+
+    def _count(self, num_bytes: int) -> int:
+        return max(num_bytes // (4 * self.WIDTH), 1)

@@ -24,7 +24,7 @@ from torch import Tensor
 from retnet.bench.cases import OPS, QUICK_OPS, OpCase
 from retnet.bench.gates import OpInputs, gate_finite, gate_op, op_inputs
 from retnet.bench.machine import measure_ceilings
-from retnet.bench.peers import PeerMissing, torchscale_retention, torchscale_version
+from retnet.bench.peers import PeerMissing, torchscale
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
 from retnet.bench.timing import Spread, alternate, milliseconds, rates, ratios
@@ -46,7 +46,7 @@ PASSES: tuple[Passes, ...] = ("fwd", "fwdbwd")
 def bench_ops(session: Session) -> None:
     """Measure the machine's ceilings, then every case."""
     keep_freed_memory()  # as in training
-    cases = QUICK_OPS if session.quick else OPS
+    cases = session.choose(OPS, QUICK_OPS)
     session.plan(1 + len(cases))
     session.begin("ceilings of this machine")
     width, copy_mib = (256, 16) if session.quick else (2048, 512)
@@ -112,14 +112,14 @@ class _Peer(NamedTuple):
 
 def _torchscale(case: OpCase, inputs: OpInputs, session: Session) -> _Peer | None:
     try:
-        forward = torchscale_retention(
+        forward = torchscale.chunkwise_retention(
             inputs.log_decay,
             key_width=case.D_k,
             value_width=case.D_v,
             chunk_size=case.peer_chunk,
             dtype=case.torch_dtype,
         )
-        name = f"torchscale {torchscale_version()}"
+        name = f"torchscale {torchscale.version()}"
     except PeerMissing as missing:
         session.skip(missing)
         return None

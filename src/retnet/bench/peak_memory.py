@@ -1,60 +1,80 @@
-"""Peak memory of training steps, each competitor in a process of its own.
+"""One competitor's work in a process of its own, to see the memory that it takes.
 
-Memory that one competitor has freed would hide what the next one takes, so the timing process
-cannot tell.
+What one competitor has freed would hide what the next one takes, so the process in which they take
+turns cannot tell.
 """
 
 import json
 import subprocess
 import sys
-from dataclasses import asdict
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from retnet.bench.cases import ModelSize, TrainCase
+from retnet.bench import prefillers, trainees
+from retnet.bench.cases import PrefillCase, TrainCase
 from retnet.bench.machine import peak_mib, resident_mib
-from retnet.bench.trainees import build, training_step
-
-STEPS = 2  # the second also holds the optimizer's state
+from retnet.bench.sizes import TINY, ModelSize
 
 
-class Peak(NamedTuple):
-    """Memory of a process, MiB.
+class Apart(NamedTuple):
+    """What a process of its own was seen to do.
 
     Attributes:
-        start_mib: before the model was built: Python and the libraries.
+        start_mib: memory before the model was built: Python, and the libraries at work.
         peak_mib: the most it held.
+        seconds: of each call.
+        finite: whether all numbers that the last call gave are.
     """
 
     start_mib: float
     peak_mib: float
+    seconds: list[float]
+    finite: bool
 
 
-def peak_of(who: str, case: TrainCase) -> Peak:
-    """Take a few steps of `who` in a new process, with as many threads as this one.
+WORK: dict[type, Callable[[str, Any], Callable[[], Tensor]]] = {
+    TrainCase: lambda who, case: trainees.training_step(trainees.build(who, case), case),
+    PrefillCase: lambda who, case: prefillers.reading(prefillers.build(who, case), case),
+}
+"""What is done in a case, from a competitor's name and the case to a call."""
+
+
+def apart(who: str, case: TrainCase | PrefillCase, calls: int = 1) -> Apart:
+    """Let `who` work alone in a new process, with as many threads as this one.
 
     Raises:
         subprocess.CalledProcessError: the process failed; what it said is on standard error.
     """
-    words = [who, json.dumps(asdict(case)), str(torch.get_num_threads())]
+    words = [type(case).__name__, who, json.dumps(asdict(case))]
+    numbers = [str(calls), str(torch.get_num_threads())]
     done = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import report; report()", *words],
+        [sys.executable, "-c", f"from {__name__} import report; report()", *words, *numbers],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return Peak(*json.loads(done.stdout.splitlines()[-1]))
+    return Apart(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def report() -> None:
     """Be that other process: write one line of JSON for the competitor in `sys.argv`."""
-    who, text, threads = sys.argv[1:]
+    kind, who, text, calls, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
+    cls = next(cls for cls in WORK if cls.__name__ == kind)
     fields = json.loads(text)
-    case = TrainCase(**fields | {"size": ModelSize(**fields["size"])})
+    case = cls(**fields | {"size": ModelSize(**fields["size"])})
+    WORK[cls](who, replace(case, T=64, size=TINY))()  # loads the libraries
     start = resident_mib()
-    step = training_step(build(who, case), case)
-    for _ in range(STEPS):
-        step()
-    sys.stdout.write(json.dumps(Peak(start, peak_mib())) + "\n")
+    work = WORK[cls](who, case)
+    seconds, result = [], torch.zeros(())
+    for _ in range(int(calls)):
+        begin = perf_counter()
+        result = work()
+        seconds.append(perf_counter() - begin)
+    finite = bool(result.isfinite().all())
+    sys.stdout.write(json.dumps(Apart(start, peak_mib(), seconds, finite)) + "\n")

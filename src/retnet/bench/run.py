@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -18,13 +18,14 @@ from retnet.bench.document import bench_document
 from retnet.bench.forms import bench_forms
 from retnet.bench.kills import bench_kills
 from retnet.bench.op import bench_ops
+from retnet.bench.prefill import bench_prefill
 from retnet.bench.record import Record
 from retnet.bench.session import Session, Tell
-from retnet.bench.tables import TABLES, Table
+from retnet.bench.table import Table
+from retnet.bench.tables import TABLES
 from retnet.bench.train_step import bench_train
 
-BenchName = Literal["ops", "train", "forms", "decode", "document", "kills"]
-BENCHES: tuple[BenchName, ...] = get_args(BenchName)
+SUITE = "cpu"
 OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
     "forms": bench_forms,
     "decode": bench_decode,
@@ -32,9 +33,14 @@ OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
 OF_CASES: dict[str, Callable[[Session], None]] = {
     "ops": bench_ops,
     "train": bench_train,
+    "prefill": bench_prefill,
     "document": bench_document,
     "kills": bench_kills,
 }
+IN_SUITE = ("ops", "train", "prefill", "decode")
+BENCHES = (SUITE, "ops", "train", "prefill", "decode", "forms", "document", "kills")
+SHOWN = {"ops": ("machine", "ops"), "prefill": ("prefill", "reading")}
+"""Tables of a bench that has others than the one of its name."""
 
 
 class BenchResult(NamedTuple):
@@ -42,14 +48,14 @@ class BenchResult(NamedTuple):
 
     Attributes:
         records: in the order in which they were written.
-        table: of these records.
+        tables: of these records.
         skipped: what was left out because something is not installed, and how to install it.
         failed: cases without a record, because what they compute is wrong, and in what.
         pictures: files drawn.
     """
 
     records: list[Record]
-    table: Table
+    tables: list[Table]
     skipped: list[str]
     failed: list[str]
     pictures: list[Path]
@@ -66,7 +72,7 @@ def run_bench(
     """Run a bench.
 
     Args:
-        name: one of BENCHES.
+        name: one of BENCHES; `cpu` is several of them in a row, without their longest cases.
         out: folder to whose `<bench>.jsonl` files results are appended as they come.
         quick: toy sizes and short times, to see that everything works; docs do not show them.
         checkpoint: for `forms` and `decode`, a model to measure in place of a fresh one.
@@ -82,15 +88,16 @@ def run_bench(
             f"bench {name} measures fixed cases and takes no checkpoint ({checkpoint}); "
             f"{' and '.join(OF_A_CHECKPOINT)} do"
         )
-    session = Session(out, quick=quick, progress=progress)
-    if name in OF_A_CHECKPOINT:
-        OF_A_CHECKPOINT[name](session, checkpoint)
-    else:
-        OF_CASES[name](session)
+    session = Session(out, quick=quick, suite=name == SUITE, progress=progress)
+    parts = IN_SUITE if name == SUITE else (name,)
+    for part in parts:
+        if part in OF_A_CHECKPOINT:
+            OF_A_CHECKPOINT[part](session, checkpoint)
+        else:
+            OF_CASES[part](session)
     records = session.recorder.records
-    return BenchResult(
-        records, TABLES[name](records), session.skipped, session.failed, session.pictures
-    )
+    tables = [TABLES[table](records) for part in parts for table in SHOWN.get(part, (part,))]
+    return BenchResult(records, tables, session.skipped, session.failed, session.pictures)
 
 
 def show_bench(
@@ -101,7 +108,7 @@ def show_bench(
     checkpoint: Path | None = None,
     console: Console | None = None,
 ) -> BenchResult:
-    """Run a bench with a progress bar, and print its table and what was left out.
+    """Run a bench with a progress bar, and print its tables and what was left out.
 
     Args:
         name: as for `run_bench`, which says the rest.
@@ -133,8 +140,9 @@ def show_bench(
                 console.print(f"{done}/{total} {what}", markup=False, highlight=False)
 
         result = run_bench(name, out=out, quick=quick, checkpoint=checkpoint, progress=tell)
-    if result.table.rows:
-        console.print(result.table.rich())
+    for table in result.tables:
+        if table.rows:
+            console.print(table.rich())
     for text in (*result.skipped, *result.failed):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return result

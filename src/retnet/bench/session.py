@@ -1,15 +1,30 @@
 """A session: one run of `retnet bench`, where its results go and whom it tells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 from retnet.bench.machine import provenance
 from retnet.bench.peers import PeerMissing
 from retnet.bench.record import GateFailed, Record, Recorder
-from retnet.bench.timing import FULL, QUICK
+from retnet.bench.timing import FULL, QUICK, SUITE
 
 Tell = Callable[[str, int, int], None]
 """Called with what is measured next, the number of things measured, and of all."""
+
+
+@runtime_checkable
+class Case(Protocol):
+    """What is measured.
+
+    Attributes:
+        suite: whether the suite of all benches measures it too.
+    """
+
+    suite: bool
+
+
+C = TypeVar("C", bound=Case)
 
 
 class Session:
@@ -17,6 +32,7 @@ class Session:
 
     Attributes:
         quick: toy sizes, to see that everything works.
+        suite: one of all benches in a row, which leave out their longest cases.
         effort: how long to time each case.
         recorder: takes results.
         skipped: what was left out because a peer or a library is missing, and how to get it.
@@ -24,15 +40,24 @@ class Session:
         failed: cases that were not measured because their gate failed.
     """
 
-    def __init__(self, out: Path, *, quick: bool, progress: Tell | None = None) -> None:
+    def __init__(
+        self, out: Path, *, quick: bool, suite: bool = False, progress: Tell | None = None
+    ) -> None:
         self.quick = quick
-        self.effort = QUICK if quick else FULL
+        self.suite = suite
+        self.effort = QUICK if quick else SUITE if suite else FULL
         self.recorder = Recorder(out, provenance(), quick=quick)
         self.skipped: list[str] = []
         self.failed: list[str] = []
         self.pictures: list[Path] = []
         self._progress = progress
         self._done = self._total = 0
+
+    def choose(self, full: Mapping[str, C], quick: Mapping[str, C]) -> Mapping[str, C]:
+        """The cases that this session measures; those of the suite have `suite = True`."""
+        if self.quick:
+            return quick
+        return {name: case for name, case in full.items() if case.suite or not self.suite}
 
     def plan(self, total: int) -> None:
         """Say how many times `begin` will be called."""
@@ -55,7 +80,9 @@ class Session:
             self.skipped.append(str(why))
 
     def draw(self, name: str, plot: Callable[[list[Record], Path], None]) -> None:
-        """Draw a picture of the results so far, beside the records; note it if that cannot be."""
+        """Draw a picture of the results, if any, beside the records; note it if that cannot be."""
+        if not self.recorder.records:
+            return
         picture = self.recorder.folder / name
         try:
             plot(self.recorder.records, picture)
@@ -64,6 +91,6 @@ class Session:
         else:
             self.pictures.append(picture)
 
-    def fail(self, what: str, error: GateFailed) -> None:
+    def fail(self, what: str, error: GateFailed | str) -> None:
         """Note a case whose gate failed; it has no record."""
         self.failed.append(f"{what}: {error}")

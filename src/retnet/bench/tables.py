@@ -1,84 +1,26 @@
-"""Tables: records as Markdown for the docs, and as text for the terminal.
+"""The table of each bench: a pure function of records, as Markdown for the docs and as text.
 
-A table is a pure function of records, so that CI can compare the docs with the committed lines.
+CI can so compare the docs with the committed lines.
 """
 
-import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table as RichTable
-
-from retnet.bench.record import Record, Scalar, latest, read_records
-from retnet.bench.timing import Spread
-from retnet.evaluate import key_value_cache_bytes
-from retnet.hub import write_atomic
-
-Row = tuple[str, ...]
-Key = tuple[Scalar, ...]
-
-# What has no natural order is sorted like this: exact before rounded, ours before the peer's.
-_ORDER = (
-    ("float64", "float32", "bfloat16"),
-    ("retnet",),
-    ("chunkwise", "parallel", "recurrent"),
+from retnet.bench.record import Record, Scalar
+from retnet.bench.table import (
+    Key,
+    Table,
+    caption,
+    make_table,
+    mebibytes,
+    millions,
+    number,
+    pivot,
+    ratio_text,
+    share_text,
+    short_ratio,
+    spread_text,
 )
-_RANK = {name: float(rank) for names in _ORDER for rank, name in enumerate(names)}
-_BLOCK = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
-class Table(NamedTuple):
-    """A table as text.
-
-    Attributes:
-        title: what it shows.
-        columns: their heads, with units.
-        rows: as many cells in each.
-        caption: on what, with what and when it was measured.
-    """
-
-    title: str
-    columns: Row
-    rows: list[Row]
-    caption: str
-
-    def markdown(self) -> str:
-        """The table and its caption, for a page that has its own headings."""
-        lines = [self.columns, ("---", *("---:" for _ in self.columns[1:])), *self.rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\n{self.caption}\n"
-
-    def rich(self) -> RichTable:
-        """The table for a terminal."""
-        table = RichTable(
-            title=self.title,
-            caption=self.caption,
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-        )
-        for index, column in enumerate(self.columns):
-            words = (word for row in self.rows for word in row[index].split())
-            table.add_column(
-                column,
-                justify="right" if index else "left",
-                min_width=max(map(len, words), default=0),  # a number cut in two misleads
-            )
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-
-def pivot(records: Iterable[Record], *fields: str) -> dict[Key, dict[str, Spread]]:
-    """Metrics of each combination of case fields, the latest of each, in sorted order."""
-    found: dict[Key, dict[str, Spread]] = {}
-    for record in latest(records, *fields):
-        key = tuple(record.case[field] for field in fields)
-        found.setdefault(key, {})[record.metric] = record.spread
-    return {key: found[key] for key in sorted(found, key=_sortable)}
+from retnet.bench.timing import Spread
 
 
 def ops_table(records: Iterable[Record]) -> Table:
@@ -94,35 +36,34 @@ def ops_table(records: Iterable[Record]) -> Table:
             rows.append(
                 (
                     f"{by}, {form}",
-                    _spread(metrics[f"{passes}_ms"]),
+                    spread_text(metrics[f"{passes}_ms"]),
                     number(metrics[f"{passes}_gflops"].median),
                     f"{metrics[f'{passes}_share_of_matmul'].median:.0%}",
-                    _ratio(metrics.get(f"{passes}_time_over_retnet")),
+                    ratio_text(metrics.get(f"{passes}_time_over_retnet")),
                 )
             )
     columns = ("case", "code, form", "ms", "GFLOP/s", "of matmul peak", "its time / ours")
-    return _table("Retention alone", columns, labels, rows, records)
+    return make_table("Retention alone", columns, labels, rows, records)
 
 
 def train_table(records: Iterable[Record]) -> Table:
-    """Whole training steps: tokens per second and peak memory, torchscale beside ours."""
-    records = [record for record in records if record.bench == "train_step"]
-    fields = ("parameters", "B", "T", "precision", "by")
+    """Whole training steps: tokens per second and peak memory, others beside ours."""
+    records = [record for record in records if record.bench == "train/step"]
+    fields = ("model", "B", "T", "precision", "by")
     labels, rows = [], []
-    for (size, B, T, precision, by), metrics in pivot(records, *fields).items():
-        labels.append((_millions(size), f"B {B}", f"T {T:,}", str(precision)))
+    for (model, B, T, precision, by), metrics in pivot(records, *fields).items():
+        labels.append((str(model), f"B {B}", f"T {T:,}", str(precision)))
         rows.append(
             (
                 str(by),
-                _spread(metrics["tokens_per_s"]),
-                number(metrics["peak_mib"].median),
+                spread_text(metrics["tokens_per_s"]),
+                share_text(metrics.get("share_of_matmul")),
                 number(metrics["peak_over_start_mib"].median),
-                _ratio(metrics.get("step_time_over_retnet")),
+                short_ratio(metrics.get("step_time_over_retnet")),
             )
         )
-    memory = ("process at most, MiB", "without libraries, MiB")
-    columns = ("case", "code", "tokens/s", *memory, "its time / ours")
-    return _table("Training step", columns, labels, rows, records)
+    columns = ("case", "code", "tokens/s", "of matmul peak", "memory, MiB", "its time / ours")
+    return make_table("Training step", columns, labels, rows, records)
 
 
 def forms_table(records: Iterable[Record]) -> Table:
@@ -139,28 +80,69 @@ def forms_table(records: Iterable[Record]) -> Table:
         errors = (found[form]["max_abs"].median for form in forms)
         rows.append(tuple(f"{x:.1e}" for x in (*errors, worst["apart"], worst["relative"])))
     columns = ("case", *forms, "between two forms", "worst / deviation of logits")
-    return _table("Disagreement between forms", columns, labels, rows, records)
+    return make_table("Disagreement between forms", columns, labels, rows, records)
+
+
+def prefill_table(records: Iterable[Record]) -> Table:
+    """Reading a prompt: tokens per second and memory, others beside ours."""
+    records = [record for record in records if record.bench == "prefill/prompt"]
+    fields = ("model", "T", "by", "dtype")
+    labels, rows = [], []
+    for (model, T, by, dtype), metrics in pivot(records, *fields).items():
+        labels.append((str(model), f"T {T:,}"))
+        rows.append(
+            (
+                f"{by}, {dtype}",
+                spread_text(metrics["tokens_per_s"]),
+                mebibytes(metrics["kept_bytes"].median),
+                number(metrics["peak_over_start_mib"].median),
+                ratio_text(metrics.get("time_over_retnet")),
+            )
+        )
+    memory = ("kept of the text, MiB", "memory, MiB")
+    columns = ("case", "code", "tokens/s", *memory, "its time / ours")
+    return make_table("Reading a prompt", columns, labels, rows, records)
+
+
+def reading_table(records: Iterable[Record]) -> Table:
+    """Reading one ever longer text: speed since the line before, and memory."""
+    records = [record for record in records if record.bench == "prefill/on"]
+    fields = ("model", "parameters", "dtype", "T")
+    labels, rows = [], []
+    for (model, size, dtype, T), metrics in pivot(records, *fields).items():
+        labels.append((str(model), millions(size), str(dtype), f"{T:,}"))
+        rows.append(
+            (
+                number(metrics["tokens_per_s"].median),
+                mebibytes(metrics["kept_bytes"].median),
+                number(metrics["process_mib"].median),
+            )
+        )
+    columns = ("tokens read", "tokens/s since the line above", "state, MiB", "process, MiB")
+    return make_table("Reading on and on", columns, labels, rows, records)
 
 
 def decode_table(records: Iterable[Record]) -> Table:
-    """Decoding after ever longer texts: time and memory of a token."""
-    records = [record for record in records if record.bench == "decode"]
-    fields = ("model", "parameters", "num_layers", "d_model", "dtype", "context")
+    """Decoding: time of a token, memory, and the share of the time that reading them takes."""
+    records = [record for record in records if record.bench == "decode/step"]
+    fields = ("model", "context", "B", "by", "dtype")
     labels, rows = [], []
-    for (model, size, L, D, dtype, context), metrics in pivot(records, *fields).items():
-        labels.append((str(model), _millions(size), str(dtype), f"{context:,}"))
+    for (model, context, B, by, dtype), metrics in pivot(records, *fields).items():
+        labels.append((str(model), f"context {context:,}", f"{B} row{'s' * (B != 1)}"))
         rows.append(
             (
-                _spread(metrics["token_ms"]),
-                mebibytes(metrics["state_bytes"].median),
-                mebibytes(float(key_value_cache_bytes(int(L), int(D), int(context)))),
-                number(metrics["process_mib"].median),
-                number(metrics["prefill_tokens_per_s"].median),
+                f"{by}, {dtype}",
+                number(metrics["tokens_per_s"].median),
+                number(metrics["token_ms"].median),
+                mebibytes(metrics["weight_bytes"].median),
+                mebibytes(metrics["kept_bytes"].median),
+                share_text(metrics["share_of_reading"]),
+                short_ratio(metrics.get("time_over_retnet")),
             )
         )
-    memory = ("state, MiB", "16-bit key-value cache, MiB (computed)", "process, MiB")
-    columns = ("tokens read", "ms per token", *memory, "reading, tokens/s")
-    return _table("Decoding", columns, labels, rows, records)
+    memory = ("weights, MiB", "state or cache, MiB")
+    speed = ("tokens/s", "ms", *memory, "of reading speed", "its time / ours")
+    return make_table("Decoding", ("case", "code", *speed), labels, rows, records)
 
 
 def document_table(records: Iterable[Record]) -> Table:
@@ -176,10 +158,10 @@ def document_table(records: Iterable[Record]) -> Table:
         if carried and key not in shown:
             continue
         way = f"steps of {T:,} tokens" if carried else "one step"
-        labels.append((_millions(size), str(precision), way, f"{tokens:,}"))
+        labels.append((millions(size), str(precision), way, f"{tokens:,}"))
         rows.append((number(metrics["process_mib"].median), number(metrics["tokens_per_s"].median)))
     columns = ("tokens trained on", "process, MiB", "tokens/s")
-    return _table("Training on one document", columns, labels, rows, records)
+    return make_table("Training on one document", columns, labels, rows, records)
 
 
 def kills_table(records: Iterable[Record]) -> Table:
@@ -199,7 +181,7 @@ def kills_table(records: Iterable[Record]) -> Table:
     hits = ("while starting", "while training", "while saving")
     times = ("minutes, never interrupted", "minutes, killed")
     columns = ("run", *hits, "different bits", *times)
-    return _table("A run killed again and again", columns, labels, rows, records)
+    return make_table("A run killed again and again", columns, labels, rows, records)
 
 
 def machine_table(records: Iterable[Record]) -> Table:
@@ -208,10 +190,11 @@ def machine_table(records: Iterable[Record]) -> Table:
     names = {
         "float32/matmul_gflops": "float32 matrix product, GFLOP/s",
         "bfloat16/matmul_gflops": "bfloat16 matrix product, GFLOP/s",
+        "read_gb_per_s": "read, GB/s",
         "copy_gb_per_s": "copy, GB/s read and written",
     }
     found = pivot(records).get((), {})
-    rows = [(name, _spread(found[metric])) for metric, name in names.items() if metric in found]
+    rows = [(name, spread_text(found[metric])) for metric, name in names.items() if metric in found]
     return Table("Ceilings of the machine", ("what", "median"), rows, caption(records))
 
 
@@ -219,121 +202,10 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "ops": ops_table,
     "train": train_table,
     "forms": forms_table,
+    "prefill": prefill_table,
+    "reading": reading_table,
     "decode": decode_table,
     "document": document_table,
     "kills": kills_table,
     "machine": machine_table,
 }
-
-
-def update_docs(page: Path, results: Path) -> bool:
-    """Write each table between its markers, `<!-- begin: ops -->` and `<!-- end -->`.
-
-    Quick runs' records do not count.
-
-    Args:
-        page: a Markdown file.
-        results: folder of records.
-
-    Returns:
-        Whether the page changed.
-
-    Raises:
-        ValueError: a marker names no table, or the page has no marker.
-    """
-    records = [record for record in read_records(results) if not record.quick]
-    old = page.read_text(encoding="utf-8")
-    if not _BLOCK.search(old):
-        raise ValueError(
-            f"{page} has no <!-- begin: NAME --> line with an <!-- end --> after it; add them "
-            f"where a table belongs, NAME one of {', '.join(TABLES)}"
-        )
-
-    def block(match: re.Match[str]) -> str:
-        begin, name, _, end = match.groups()
-        if name not in TABLES:
-            raise ValueError(f'{page}: no table "{name}"; name one of {", ".join(TABLES)}')
-        table = TABLES[name](records)
-        text = table.markdown() if table.rows else f"No results yet: `retnet bench {name}`.\n"
-        return f"{begin}\n{text}\n{end}"
-
-    new = _BLOCK.sub(block, old)
-    if new != old:
-        write_atomic(page, lambda path: path.write_text(new, encoding="utf-8"))
-    return new != old
-
-
-def caption(records: Iterable[Record]) -> str:
-    """Where the figures of a table come from; of one machine, as `latest` chooses."""
-    records = list(records)
-    if not records:
-        return ""
-    last = records[-1].source
-    mine = [
-        record
-        for record in records
-        if (record.source.device, record.source.threads) == (last.device, last.threads)
-    ]
-    commits = {f"{r.source.commit}{' and changes' * r.source.dirty}" for r in mine}
-    days = sorted({record.utc[:10] for record in mine})
-    return (
-        f"{last.device}, {last.threads} thread{'s' * (last.threads != 1)}, torch {last.torch}, "
-        f"Python {last.python}; commit {', '.join(sorted(commits))}; "
-        f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}. "
-        "Medians; in brackets the middle three fifths."
-    )
-
-
-def _table(
-    title: str, columns: Row, labels: list[Row], rows: list[Row], records: list[Record]
-) -> Table:
-    """A table with what distinguishes its rows in front, and what they share in the caption."""
-    shared = [
-        index
-        for index in range(len(labels[0]) - 1 if labels else 0)  # the last part always stays
-        if len({label[index] for label in labels}) == 1
-    ]
-    named = [
-        (", ".join(part for index, part in enumerate(label) if index not in shared), *row)
-        for label, row in zip(labels, rows, strict=True)
-    ]
-    common = ", ".join(labels[0][index] for index in shared)
-    where = f"{common}. {caption(records)}" if common else caption(records)
-    return Table(title, columns, named, where)
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def mebibytes(size: float) -> str:
-    """Bytes in MiB."""
-    return number(size / 2**20)
-
-
-def _spread(spread: Spread) -> str:
-    return f"{number(spread.median)} ({number(spread.p20)}-{number(spread.p80)})"
-
-
-def _ratio(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return f"{spread.median:.2f} ({spread.p20:.2f}-{spread.p80:.2f})"
-
-
-def _tiny(value: float) -> str:
-    return f"{value:.1e}"
-
-
-def _millions(count: Scalar) -> str:
-    return f"{float(count) / 1e6:.3g} M parameters"
-
-
-def _sortable(key: Key) -> tuple[tuple[int, float, str], ...]:
-    """Numbers by size, known names by their rank, others after them by the alphabet."""
-    unranked = float(len(_RANK))
-    return tuple(
-        (1, _RANK.get(part, unranked), part) if isinstance(part, str) else (0, float(part), "")
-        for part in key
-    )

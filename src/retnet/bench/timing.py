@@ -43,6 +43,7 @@ class Effort(NamedTuple):
 
 
 FULL = Effort(warmup=1, min_rounds=5, budget_s=8.0)
+SUITE = Effort(warmup=1, min_rounds=3, budget_s=2.0)
 QUICK = Effort(warmup=1, min_rounds=3, budget_s=0.1)
 
 
@@ -69,6 +70,37 @@ def alternate(
             call()
             seconds[name].append(perf_counter() - start)
         rounds += 1
+    return seconds
+
+
+def in_turns(
+    competitors: Mapping[str, Callable[[], object]], turns: int, most_calls: int, most_s: float
+) -> dict[str, list[float]]:
+    """Seconds of each competitor's calls, several at a time before the next one's turn.
+
+    Each turn begins with a call that does not count: the others' turns took the caches.
+
+    Args:
+        competitors: name -> a call that returns when its work is done.
+        turns: of each.
+        most_calls: of a turn, that count.
+        most_s: seconds after which a turn ends, however few calls it had; at least one.
+
+    Returns:
+        name -> seconds of its calls.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in competitors}
+    for _ in range(turns):
+        for name, call in competitors.items():
+            call()
+            spent = 0.0
+            for _ in range(most_calls):
+                start = perf_counter()
+                call()
+                seconds[name].append(perf_counter() - start)
+                spent += seconds[name][-1]
+                if spent >= most_s:
+                    break
     return seconds
 
 

@@ -1,10 +1,12 @@
 """Measure speed, memory and agreement, each result as a line of JSON.
 
 NAME is one of
+  cpu       ops, train, prefill and decode without their longest cases: ten minutes
   ops       retention alone: its forms, and torchscale's code beside it
-  train     a whole training step, likewise
+  train     whole training steps, beside other people's decoders of equal size
+  prefill   reading a prompt, likewise, and a text of a million tokens
+  decode    time and memory of the next token after texts of any length, likewise
   forms     how far the forms of a model disagree, in three precisions
-  decode    time and memory of a token after ever longer texts
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
 
@@ -47,7 +49,7 @@ def main(words: Sequence[str]) -> None:
         options.name, out=options.out, quick=options.quick, checkpoint=options.checkpoint
     )
     if options.page is not None:
-        update_docs(options.page, options.out)
+        update_docs(options.page, options.out, [] if options.quick else result.pictures)
     if result.failed:
         raise ValueError(
             f"{len(result.failed)} cases failed their gate and have no record; see above"

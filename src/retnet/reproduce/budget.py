@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from retnet.bench.cases import ModelSize, Precision, TrainCase
+from retnet.bench.ours import trainee_of
 from retnet.bench.timing import Effort, alternate
 from retnet.bench.trainees import training_step
 from retnet.model import Decoder, DecoderConfig
@@ -39,7 +40,9 @@ def step_seconds(model: DecoderConfig, train: TrainSection) -> dict[str, float]:
         for precision in PRECISIONS
     }
     with torch.random.fork_rng(devices=[]):
-        steps = {name: training_step(Decoder(model), case) for name, case in cases.items()}
+        steps = {
+            name: training_step(trainee_of(Decoder(model)), case) for name, case in cases.items()
+        }
         times = alternate(steps, EFFORT)
     # the fastest: whatever else ran meanwhile only ever adds
     return {name: train.accumulate * min(times[name]) for name in cases}

@@ -1,33 +1,35 @@
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from retnet.bench import peers
+from retnet.bench.peers import PeerMissing, torchscale
+from retnet.bench.sizes import ModelSize
 
-SMALL = {
-    "vocab_size": 11,
-    "d_model": 8,
-    "value_width": 12,
-    "num_heads": 2,
-    "ffn_width": 10,
-    "num_layers": 2,
-    "chunk_size": 4,
-}
+SMALL = ModelSize(
+    name="of this test",
+    d_model=8,
+    value_width=12,
+    num_heads=2,
+    ffn_width=10,
+    num_layers=2,
+    vocab_size=11,
+)
 
 
 def build_op() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return peers.torchscale_retention(
+    return torchscale.chunkwise_retention(
         torch.tensor([-0.5, -0.1]), key_width=4, value_width=6, chunk_size=4, dtype=torch.float32
     )
 
 
 def build_decoder() -> torch.nn.Module:
-    return peers.torchscale_decoder(**SMALL)
+    return torchscale.decoder(SMALL, chunk_size=4)
 
 
 @pytest.fixture
@@ -51,10 +53,8 @@ def loaded(*packages: str) -> set[str]:
 
 
 @pytest.fixture
-def torchscale() -> None:
-    pytest.importorskip(
-        "torchscale", reason=f"torchscale is not installed: {peers.TORCHSCALE_INSTALL}"
-    )
+def _installed() -> None:
+    pytest.importorskip("torchscale", reason=f"torchscale is not installed: {torchscale.INSTALL}")
 
 
 @pytest.mark.parametrize("build", [build_op, build_decoder])
@@ -62,7 +62,7 @@ def test_missing_torchscale_says_how_to_install_it(
     build: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchscale", None)
-    with pytest.raises(peers.PeerMissing, match="torchscale is not installed") as caught:
+    with pytest.raises(PeerMissing, match="torchscale is not installed") as caught:
         build()
     assert caught.value.install == "pip install --no-deps torchscale==0.3.0"
     assert caught.value.install in str(caught.value)
@@ -74,13 +74,13 @@ def test_missing_torchscale_has_no_version(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(peers.PeerMissing, match="pip install"):
-        peers.torchscale_version()
+    with pytest.raises(PeerMissing, match="pip install"):
+        torchscale.version()
 
 
 def test_torchscale_that_needs_another_module_is_named_with_it(fake_torchscale: Path) -> None:
     fake_torchscale.write_text("import a_module_nobody_has\n")
-    with pytest.raises(peers.PeerMissing, match="lacks the module a_module_nobody_has"):
+    with pytest.raises(PeerMissing, match="lacks the module a_module_nobody_has"):
         build_decoder()
 
 
@@ -107,11 +107,11 @@ def test_torchscale_decoder_refuses_widths_that_heads_do_not_divide(
     changed: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        peers.torchscale_decoder(**(SMALL | changed))
+        torchscale.decoder(replace(SMALL, **changed))
 
 
 def documented_formula(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, size: int) -> Tensor:
-    """The docstring of `torchscale_retention`, token by token."""
+    """The docstring of `chunkwise_retention`, token by token."""
     decay = log_decay.exp()[:, None]  # H 1
     back = torch.arange(size, dtype=q.dtype)
     powers = decay**back  # H C
@@ -131,7 +131,7 @@ def documented_formula(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, size:
     return torch.stack(rows, 1)
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("size", [1, 4, 12])
 @pytest.mark.parametrize("amplitude", [0.1, 1.0, 5.0])
 def test_torchscale_retention_is_its_documented_formula(amplitude: float, size: int) -> None:
@@ -139,7 +139,7 @@ def test_torchscale_retention_is_its_documented_formula(amplitude: float, size: 
     q, k = amplitude * torch.randn(2, 2, 12, 3, 4, dtype=torch.float64)
     v = torch.randn(2, 12, 3, 5, dtype=torch.float64)
     log_decay = torch.tensor([0.0, -0.03, -1.0], dtype=torch.float64)
-    op = peers.torchscale_retention(
+    op = torchscale.chunkwise_retention(
         log_decay, key_width=4, value_width=5, chunk_size=size, dtype=torch.float64
     )
     got = op(q, k, v)
@@ -149,12 +149,12 @@ def test_torchscale_retention_is_its_documented_formula(amplitude: float, size: 
     )
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_torchscale_retention_has_gradients_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    op = peers.torchscale_retention(
+    op = torchscale.chunkwise_retention(
         torch.tensor([-0.03, -0.01]), key_width=4, value_width=6, chunk_size=4, dtype=dtype
     )
     assert torch.equal(torch.get_rng_state(), state)  # the peer leaves our random numbers alone
@@ -166,18 +166,18 @@ def test_torchscale_retention_has_gradients_in_the_dtype_asked_for(dtype: torch.
     assert all(g.isfinite().all() and g.abs().sum() > 0 for g in grads)
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 def test_torchscale_retention_refuses_a_broken_chunk() -> None:
     q, v = torch.zeros(1, 6, 2, 4), torch.zeros(1, 6, 2, 6)
     with pytest.raises(ValueError, match=r"T \(6\) must be a multiple of chunk_size \(4\)"):
         build_op()(q, q, v)
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 def test_torchscale_decoder_runs_the_op_that_we_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = build_decoder()
-    retention = model.get_submodule("decoder.layers.0.retention")
+    retention = model.get_submodule("layers.0.retention")
     official: Callable[..., Tensor] = getattr(retention, "chunk_recurrent_forward")  # noqa: B009
     seen: list[tuple[Tensor, ...]] = []
 
@@ -190,7 +190,7 @@ def test_torchscale_decoder_runs_the_op_that_we_measure(monkeypatch: pytest.Monk
     ((q, k, v, o),) = seen
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.unflatten(2, (2, 6))
     assert q.is_contiguous()  # so that views of (B, T, H, D_k) are what it really gets
-    op = peers.torchscale_retention(
+    op = torchscale.chunkwise_retention(
         torch.log1p(-torch.tensor([2.0**-5, 2.0**-6])),
         key_width=4,
         value_width=6,
@@ -200,28 +200,44 @@ def test_torchscale_decoder_runs_the_op_that_we_measure(monkeypatch: pytest.Monk
     torch.testing.assert_close(op(q, k, v), o)
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("autocast", [False, True])
 def test_torchscale_decoder_trains_at_any_length(autocast: bool) -> None:
     torch.manual_seed(0)
     model = build_decoder()
     tokens = torch.randint(0, 11, (2, 7))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        logits = model(tokens)
+        logits = model(tokens)[0]
     assert logits.shape == (2, 7, 11)
     assert logits.dtype == (torch.bfloat16 if autocast else torch.float32)
     logits.float().logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 def test_torchscale_decoder_has_the_parameters_of_its_formula() -> None:
-    D, V, F = SMALL["d_model"], SMALL["value_width"], SMALL["ffn_width"]
+    D, V, F = SMALL.d_model, SMALL.value_width, SMALL.ffn_width
     layer = 2 * D * D + 3 * D * V + 3 * D * F + 2 * D
-    total = 2 * layer + D + 2 * SMALL["vocab_size"] * D
+    total = 2 * layer + D + SMALL.vocab_size * D  # the head is tied
     assert sum(p.numel() for p in build_decoder().parameters()) == total
 
 
-@pytest.mark.usefixtures("torchscale")
+@pytest.mark.usefixtures("_installed")
 def test_torchscale_version_is_the_installed_one() -> None:
-    assert peers.torchscale_version() == importlib.metadata.version("torchscale")
+    assert torchscale.version() == importlib.metadata.version("torchscale")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_torchscale_speaker_steps_as_its_own_decoder_from_its_own_state() -> None:
+    """Our filled state has the names and shapes of those that it makes itself."""
+    speaker = torchscale.speaker(SMALL, torch.float32)
+    opened = speaker.open(9, 3, 4)
+    tokens = [next(opened.steps) for _ in range(4)]
+    assert {token.shape for token in tokens} == {(3,)}
+    assert opened.steps.logits.isfinite().all()
+    own: dict = {}
+    model = torchscale.decoder(SMALL)
+    for length in (1, 2):
+        model(torch.zeros(3, length, dtype=torch.int64), incremental_state=own)
+    state_bytes = sum(own[layer]["prev_key_value"].nbytes for layer in range(SMALL.num_layers))
+    assert opened.kept_bytes == state_bytes

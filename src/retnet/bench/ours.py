@@ -1,0 +1,91 @@
+"""Our decoder in each role; with softmax attention in place of retention it is a peer too."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from retnet.bench.peers.roles import Opened, Prefiller, Speaker, Trainee, weight_bytes
+from retnet.model import Decoder, DecoderConfig, DecoderState, Sampling, select_rows, state_bytes
+from retnet.model.decoding import Decoding, prefill
+from retnet.model.scoring import score
+
+OURS = "retnet"
+ReadTexts = Callable[[int], tuple[Tensor, DecoderState]]
+"""From a number of tokens to the logits after them, (1, V), and the state there."""
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def fresh(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder with the same new weights every time."""
+    torch.manual_seed(0)
+    return Decoder(config).to(dtype)
+
+
+def trainee_of(model: Decoder, by: str = OURS) -> Trainee:
+    """Trained as `retnet train` does."""
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return score(model, inputs, targets).nats / targets.numel()
+
+    return Trainee(by, model, loss)
+
+
+def prefiller_of(model: Decoder, by: str = OURS) -> Prefiller:
+    """Reads a prompt in chunks, as `retnet generate` does."""
+
+    def read(tokens: Tensor) -> Tensor:
+        return prefill(model, tokens)[0][0]
+
+    def kept_bytes(num_tokens: int) -> int:
+        return state_bytes(prefill(model, torch.zeros(1, num_tokens, dtype=torch.int64))[1])
+
+    return Prefiller(by, _dtype(model), model.num_parameters(), read, kept_bytes)
+
+
+def speaker_of(model: Decoder, texts: "ReadTexts", by: str = OURS) -> Speaker:
+    """Decodes as `retnet generate` does.
+
+    Args:
+        model: in evaluation mode.
+        texts: gives the logits and the state, of one row, after so many tokens.
+        by: its name.
+    """
+
+    def open_(context: int, rows: int, _steps: int) -> Opened:
+        logits, state = texts(context)
+        state = select_rows(state, [0] * rows)
+        kept = state_bytes(state)
+        return Opened(Decoding(model, logits.expand(rows, -1), state, GREEDY), kept)
+
+    size = weight_bytes(model)
+    return Speaker(by, _dtype(model), model.num_parameters(), size, open_)
+
+
+class Texts:
+    """A random text, read on as far as it was asked for; remembers where it was asked.
+
+    States are float32 whatever the weights are, so that decoders of several dtypes can go on from
+    one reading.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        self._model = model
+        self._reached: dict[int, tuple[Tensor, DecoderState]] = {}
+
+    def __call__(self, num_tokens: int) -> tuple[Tensor, DecoderState]:
+        """Logits after so many tokens, and the state there."""
+        if num_tokens not in self._reached:
+            begin = max((n for n in self._reached if n < num_tokens), default=0)
+            state = self._reached[begin][1] if begin else None
+            random = torch.Generator().manual_seed(begin)
+            more = torch.randint(
+                self._model.config.vocab_size, (1, num_tokens - begin), generator=random
+            )
+            self._reached[num_tokens] = prefill(self._model, more, state)
+        return self._reached[num_tokens]
+
+
+def _dtype(model: Decoder) -> str:
+    return str(model.embed_tokens.weight.dtype).removeprefix("torch.")

@@ -1,0 +1,55 @@
+"""Pages of the docs: each table between its markers, made of the committed records."""
+
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from retnet.bench.record import read_records
+from retnet.bench.tables import TABLES
+from retnet.hub import write_atomic
+
+_BLOCK = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def update_docs(page: Path, results: Path, pictures: Iterable[Path] = ()) -> bool:
+    """Write each table between its markers, `<!-- begin: ops -->` and `<!-- end -->`.
+
+    Quick runs' records do not count.
+
+    Args:
+        page: a Markdown file.
+        results: folder of records.
+        pictures: those that the page shows as `images/<name>` are copied there.
+
+    Returns:
+        Whether the text of the page changed.
+
+    Raises:
+        ValueError: a marker names no table, or the page has no marker.
+    """
+    records = [record for record in read_records(results) if not record.quick]
+    old = page.read_text(encoding="utf-8")
+    if not _BLOCK.search(old):
+        raise ValueError(
+            f"{page} has no <!-- begin: NAME --> line with an <!-- end --> after it; add them "
+            f"where a table belongs, NAME one of {', '.join(TABLES)}"
+        )
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, _, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f'{page}: no table "{name}"; name one of {", ".join(TABLES)}')
+        table = TABLES[name](records)
+        text = table.markdown() if table.rows else f"No results yet: `retnet bench {name}`.\n"
+        return f"{begin}\n{text}\n{end}"
+
+    new = _BLOCK.sub(block, old)
+    if new != old:
+        write_atomic(page, lambda path: path.write_text(new, encoding="utf-8"))
+    for picture in pictures:
+        if f"(images/{picture.name})" in new:
+            target = page.parent / "images" / picture.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(picture, target)
+    return new != old

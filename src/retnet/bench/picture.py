@@ -1,0 +1,174 @@
+"""What the pictures of the benches share: colours, frames, and names beside the lines."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from retnet.bench.record import Record
+from retnet.hub import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY = "#6b7280"
+# Okabe and Ito's colours, which the colour-blind tell apart; each has its marker besides.
+LOOKS = {
+    "retnet": ("#0072B2", "o"),
+    "retnet with attention": ("#D55E00", "s"),
+    "transformers": ("#E69F00", "^"),
+    "llama.cpp": ("#009E73", "D"),
+    "torchscale": ("#CC79A7", "v"),
+    "rwkv": ("#7f7f7f", "P"),
+}
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+class Line(NamedTuple):
+    """A line of a picture.
+
+    Attributes:
+        name: written at its end.
+        by: whose, a key of LOOKS at its beginning.
+        x: in order.
+        y: as many.
+        dashed: for one of two lines of the same colour.
+    """
+
+    name: str
+    by: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+def look(by: str) -> tuple[str, str]:
+    """Colour and marker of whose code it is; versions do not matter."""
+    name = max((name for name in LOOKS if by.startswith(name)), key=len, default="rwkv")
+    return LOOKS[name]
+
+
+def new_figure(width: float, height: float, title: str, records: Sequence[Record]) -> "Figure":
+    """A figure with a title, and with the machine of the last record below."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=13, x=0.01, ha="left", fontweight="bold")
+    source = records[-1].source
+    figure.supxlabel(
+        f"{source.device}, {source.threads} thread{'s' * (source.threads != 1)}, "
+        f"torch {source.torch}; {records[-1].utc[:10]}",
+        fontsize=8,
+        color=GREY,
+    )
+    return figure
+
+
+def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) -> None:
+    """Draw lines over a log axis of tokens, their names at their ends."""
+    lines = [line for line in lines if line.x]
+    axes.set_title(title, loc="left", fontsize=10.5)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({x for line in lines for x in line.x})
+    axes.set_xticks(thinned(ticks), [tokens_text(x) for x in thinned(ticks)])
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    for line in lines:
+        color, marker = look(line.by)
+        style = "--" if line.dashed else "-"
+        axes.plot(line.x, line.y, color=color, marker=marker, markersize=5, linestyle=style)
+    highest = max(max(line.y) for line in lines)
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        axes.set_ylim(0, 1.12 * highest)
+        axes.yaxis.set_major_formatter("{x:,g}")
+    axes.grid(axis="y", color=GREY, alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    _name(axes, lines)
+
+
+def thinned(ticks: Sequence[float]) -> list[float]:
+    """Every tick that leaves at least half an octave to the one before."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick >= 1.9 * kept[-1]:
+            kept.append(tick)
+    return kept
+
+
+def _name(axes: "Axes", lines: Sequence[Line]) -> None:
+    """Write names right of the axes, at the height of the line's end, none above another."""
+    axes.figure.draw_without_rendering()  # places are known only then
+    low, high = axes.transAxes.transform([(0, 0), (0, 1)])[:, 1]
+    step = 13 * axes.figure.dpi / 100  # display units that a name takes
+    wanted = sorted(
+        (float(axes.transData.transform((line.x[-1], line.y[-1]))[1]), number)
+        for number, line in enumerate(lines)
+    )
+    places = spread_out([place for place, _ in wanted], step, float(low), float(high))
+    for place, (_, number) in zip(places, wanted, strict=True):
+        line = lines[number]
+        axes.annotate(
+            line.name,
+            xy=(line.x[-1], line.y[-1]),
+            xytext=(1.02, (place - low) / (high - low)),
+            textcoords="axes fraction",
+            color=look(line.by)[0],
+            fontsize=8.5,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": look(line.by)[0], "alpha": 0.35, "lw": 0.6},
+        )
+
+
+def spread_out(places: Sequence[float], step: float, low: float, high: float) -> list[float]:
+    """Move sorted places as little as needed, until each is `step` above the one before.
+
+    Args:
+        places: from the lowest up.
+        step: the least distance.
+        low: no place is below it.
+        high: no place is above it, unless there are too many.
+    """
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + step if moved else low))
+    top = max(high, low + step * (len(moved) - 1))
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], top)
+        top = moved[i] - step
+    return moved
+
+
+def tokens_text(count: float) -> str:
+    """A number of tokens, briefly: 512, 8k, 1M.
+
+    Example:
+        >>> [tokens_text(n) for n in (512, 2048, 8000, 131072, 1000000)]
+        ['512', '2k', '8k', '128k', '1M']
+    """
+    if count >= 1e6:
+        return f"{count / 1e6:.3g}M"
+    if count < 1000:
+        return f"{count:g}"
+    return f"{count / 1024:g}k" if count % 1024 == 0 else f"{count / 1000:.3g}k"
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write the PNG, whole or not at all."""
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def of_bench(records: Iterable[Record], bench: str, path: Path, command: str) -> list[Record]:
+    """The records of a bench.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [record for record in records if record.bench == bench]
+    if not found:
+        raise ValueError(
+            f"no {bench} records to draw {path.name} from; run `retnet bench {command}`"
+        )
+    return found
