@@ -109,17 +109,17 @@ class Attention(nn.Module):
             cos, sin = self._tables(layout, q.dtype)
             q, k = (rotate(heads, cos, sin, self.config.pairs) for heads in (q, k))
         if isinstance(state, StaticCache):
-            o = state.attend(q, k, v, layout)
+            o, state = state.step(q, k, v, layout)
         else:
             o, state = attention(q, k, v, state, layout=layout)
         return self.o_proj(o.flatten(2)), state
 
     def open_state(self, state: AttentionState, tokens: int) -> StaticCache:
-        """A copy of the state with room for `tokens` more, which steps then write in place."""
-        return StaticCache(state, tokens, self.config.num_heads // self.config.kv_heads)
+        """Copy the state and make room for `tokens` more, which steps then write in place."""
+        return StaticCache.open(state, tokens, self.config.num_heads // self.config.kv_heads)
 
     def close_state(self, opened: StaticCache) -> AttentionState:
-        """The plain state; `opened` may go on."""
+        """Return the plain state after all that was read."""
         return opened.close()
 
     def _tables(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
