@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, attention
 from retnet.ops.attention import AttentionState, StaticCache
 from retnet.ops.attention.flops import causal_flops
+from retnet.ops.packed_linear import Weights
 from retnet.ops.rotation import PairLayout, rotate, rotation_tables
 from retnet.types import FormChoice
 
@@ -79,6 +81,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d_model, kv_width, bias=config.bias)
         self.v_proj = nn.Linear(d_model, kv_width, bias=config.bias)
         self.o_proj = nn.Linear(d_model, d_model, bias=config.bias)
+        self.inward = JointLinear(self, ("q_proj", "k_proj", "v_proj"))
+        self.outward = JointLinear(self, ("o_proj",))
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -101,10 +105,7 @@ class Attention(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002  (a softmax has one form)
     ) -> tuple[Float[Tensor, "B T D"], AttentionState | StaticCache]:
         """Mix T tokens; see `Branch` for the contract."""
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.D_k))
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (y.unflatten(-1, (-1, self.D_k)) for y in self.inward(x))
         if self.config.position == "rope":
             cos, sin = self._tables(layout, q.dtype)
             q, k = (rotate(heads, cos, sin, self.config.pairs) for heads in (q, k))
@@ -112,14 +113,19 @@ class Attention(nn.Module):
             o, state = state.step(q, k, v, layout)
         else:
             o, state = attention(q, k, v, state, layout=layout)
-        return self.o_proj(o.flatten(2)), state
+        return self.outward(o.flatten(2))[0], state
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.inward.pack(weights)
+        self.outward.pack(weights)
 
     def open_state(self, state: AttentionState, tokens: int) -> StaticCache:
-        """Copy the state and make room for `tokens` more, which steps then write in place."""
+        """Copy the state and make room for `tokens` more; see `Steps`."""
         return StaticCache.open(state, tokens, self.config.num_heads // self.config.kv_heads)
 
     def close_state(self, opened: StaticCache) -> AttentionState:
-        """Return the plain state after all that was read."""
+        """Return the plain state again; see `Steps`."""
         return opened.close()
 
     def _tables(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
