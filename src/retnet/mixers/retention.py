@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -271,11 +271,12 @@ def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:
     Source:
         pow2: arXiv:2307.08621 equation 8. linspace: its section 3.1.
     """
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}  # also where a model is made on "meta"
     if decay == "pow2":
-        return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64))))
+        return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, **exact))))
     if decay == "linspace":
         ends = math.log(1 / 32), math.log(1 / 512)
-        return torch.log1p(-torch.linspace(*ends, num_heads, dtype=torch.float64).exp())
+        return torch.log1p(-torch.linspace(*ends, num_heads, **exact).exp())
     kind, _, value = decay.partition(":")
     try:
         constant = float(value) if kind == "constant" else math.nan
@@ -286,7 +287,7 @@ def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:
             f'decay "{decay}" must be "pow2", "linspace" or "constant:x" with 0 < x <= 1, '
             'as in "constant:0.99"'
         )
-    return torch.full((num_heads,), math.log(constant), dtype=torch.float64)
+    return torch.full((num_heads,), math.log(constant), **exact)
 
 
 def _scaled_tables(
