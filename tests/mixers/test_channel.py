@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retnet.mixers.channel import ACTIVATIONS, Activation, FFNConfig, GLUConfig
+from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.ops import Layout
+from retnet.ops.gate import ACTIVATIONS, Activation
 
 LAYOUT = Layout.of(2, 3)
 BY_HAND = {

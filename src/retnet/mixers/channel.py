@@ -1,24 +1,15 @@
 """Channel mixers: they work on each token alone and remember nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
+from retnet.ops.gate import Activation, activate, gated
 from retnet.ops.packed_linear import Weights
 from retnet.types import FormChoice
-
-Activation = Literal["swish", "gelu", "relu"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swish": F.silu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +29,7 @@ class GLU(nn.Module):
 
     def __init__(self, config: GLUConfig, d_model: int) -> None:
         super().__init__()
-        self.act = ACTIVATIONS[config.activation]
+        self.activation: Activation = config.activation
         self.gate_proj = nn.Linear(d_model, config.width, bias=False)
         self.up_proj = nn.Linear(d_model, config.width, bias=False)
         self.down_proj = nn.Linear(config.width, d_model, bias=False)
@@ -70,7 +61,7 @@ class GLU(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
         gate, up = self.inward(x)
-        return self.outward(self.act(gate) * up)[0], state
+        return self.outward(gated(gate, up, self.activation))[0], state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +90,7 @@ class FFN(nn.Module):
 
     def __init__(self, config: FFNConfig, d_model: int) -> None:
         super().__init__()
-        self.act = ACTIVATIONS[config.activation]
+        self.activation: Activation = config.activation
         self.up_proj = nn.Linear(d_model, config.width)
         self.inner_norm = (
             nn.LayerNorm(config.width, config.norm_eps) if config.inner_norm else nn.Identity()
@@ -134,7 +125,7 @@ class FFN(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
         [up] = self.inward(x)
-        return self.outward(self.inner_norm(self.act(up)))[0], state
+        return self.outward(self.inner_norm(activate(up, self.activation)))[0], state
 
 
 def _reset(linear: nn.Linear, gain: float) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from retnet.ops.linear import products
 from retnet.ops.packed_linear import PackedLinear, Weights
 
 
@@ -38,13 +38,10 @@ class JointLinear:
             return torch.split_with_sizes(y, self._widths, -1) if len(self._widths) > 1 else (y,)
         linears = self._linears()
         # without gradients the weights of a few rows cost more to join than to read apart
-        few = x.numel() // x.shape[-1] < FEW_ROWS
-        if few or len(linears) == 1 or not _joinable(linears):
+        few = not torch.is_grad_enabled() and x.numel() // x.shape[-1] < FEW_ROWS
+        if few or not _joinable(linears) or linears[0].bias is not None:
             return tuple(linear(x) for linear in linears)
-        weight = torch.cat([linear.weight for linear in linears])
-        biases = [linear.bias for linear in linears if linear.bias is not None]
-        y = F.linear(x, weight, torch.cat(biases) if biases else None)
-        return y.split([linear.out_features for linear in linears], -1)
+        return products(x, *(linear.weight for linear in linears))
 
     def pack(self, weights: Weights) -> None:
         """Keep a packed copy for calls without gradients; the layers must not change after.

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention_step import (
@@ -19,12 +18,13 @@ from retnet.mixers.retention_step import (
     retention_step,
 )
 from retnet.ops import Layout, retention
+from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.norm import rms_norm
 from retnet.ops.packed_linear import Weights
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.retention.initial import initial_output
 from retnet.ops.retention.normalizers import squared_decay_norm, torchscale_row_sum
-from retnet.ops.rotation import PairLayout, Theta, rotate, rotation_tables
+from retnet.ops.rotation import PairLayout, Theta, rotate_both, rotation_tables
 from retnet.types import Form, FormChoice
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Retention(nn.Module):
         """Mix T tokens; see `Branch` for the contract."""
         if isinstance(state, OpenedRetention):
             return retention_step(self, x, state, layout)
-        q, k, v, *g = (y.unflatten(-1, (self.config.num_heads, -1)) for y in self.inward(x))
+        q, k, v, *gate = (y.unflatten(-1, (self.config.num_heads, -1)) for y in self.inward(x))
         if x.dtype == torch.float16:  # o overflows float16 long before the head norm tames it
             q, k, v = q.float(), k.float(), v.float()
         q, k = self._rotate(q, k, layout)
@@ -180,10 +180,8 @@ class Retention(nn.Module):
         o, S = retention(q, k, v, log_decay, S, layout=layout, form=chosen)
         if self.initial_S is not None:
             o = o + initial_output(q, log_decay, self.initial_S, layout)
-        y = self.normalize(o, self._score_norm(q, k, log_decay, state, layout, chosen))
-        y = y.to(x.dtype)
-        if g:
-            y = F.silu(g[0]) * y
+        squared = self._score_norm(q, k, log_decay, state, layout, chosen)
+        y = self.normalize_and_gate(o, squared, *gate).to(x.dtype)
         return self.outward(y.flatten(2))[0], RetentionState(S)
 
     def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -192,11 +190,11 @@ class Retention(nn.Module):
         theta = self.config.theta
         if theta == "none":
             return q, k * scale
-        cos, sin, k_cos, k_sin = layout.shared(
+        tables = layout.shared(
             ("rotation", theta, self.D_k, q.dtype),
             lambda: _scaled_tables(layout, theta, self.D_k, q.dtype, scale),
         )
-        return rotate(q, cos, sin, self.config.pairs), rotate(k, k_cos, k_sin, self.config.pairs)
+        return rotate_both(q, k, tables, self.config.pairs)
 
     def _log_decay(self, layout: Layout, device: torch.device) -> Tensor:
         """Computed, not stored: a buffer would follow the module into half precision."""
@@ -247,19 +245,25 @@ class Retention(nn.Module):
         absolute = config.score_norm == "torchscale"
         return squared * torchscale_row_sum(q, k, log_decay, squared, layout, absolute) ** 2
 
-    def normalize(self, o: Tensor, squared: Tensor | None) -> Tensor:
-        """Norm of o / c over each head's D_v, where `squared` is c^2.
+    def normalize_and_gate(
+        self, o: Tensor, squared: Tensor | None, g: Tensor | None = None
+    ) -> Tensor:
+        """Norm of o / c over each head's D_v, where `squared` is c^2, times swish(g).
 
         The division is folded into the norm: norm(o / c; eps) = norm(o; eps c^2), so it costs a
         number per token and head instead of a pass over o.
         """
         config = self.config
         if config.head_norm == "none":
-            return o if squared is None else o * squared.rsqrt()[..., None].to(o.dtype)
+            y = o if squared is None else o * squared.rsqrt()[..., None].to(o.dtype)
+            return y if g is None else gated(g, y.to(g.dtype))
         eps = config.norm_eps if squared is None else config.norm_eps * squared[..., None]
         if config.head_norm == "layer":
             o = o - o.mean(-1, keepdim=True)
-        return rms_norm(o, self.head_norm_weight, eps)
+        if g is not None and self.head_norm_weight is None:
+            return gated_rms_norm(o, g, eps)
+        y = rms_norm(o, self.head_norm_weight, eps)
+        return y if g is None else gated(g, y.to(g.dtype))
 
 
 def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from retnet.ops import Layout
 from retnet.ops.retention.buffered import CAPACITY, Buffer, buffered_step, empty_buffer, settle
@@ -70,10 +69,8 @@ def retention_step(
     if mixer.initial_S is not None:
         decay = torch.tensor(mixer.log_decays, dtype=torch.float64, device=x.device)
         o = o + initial_output(q[:, None], decay, mixer.initial_S, layout)[:, 0]
-    y = mixer.normalize(o, None).to(x.dtype).flatten(1)
-    if g:
-        y = F.silu(g[0]) * y
-    return mixer.outward(y)[0][:, None], OpenedRetention(buffer, cos, sin)
+    y = mixer.normalize_and_gate(o, None, *(gate.view(o.shape) for gate in g)).to(x.dtype)
+    return mixer.outward(y.flatten(1))[0][:, None], OpenedRetention(buffer, cos, sin)
 
 
 def _tables(

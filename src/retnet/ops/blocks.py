@@ -1,28 +1,45 @@
 """Blocks of tokens that fit a CPU's cache: several operations then cost one pass over memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 18
-"""Of the largest tensor: half a megabyte in 16 bits, so that a handful fits a core's cache."""
+BLOCK_BYTES = 1 << 20
+"""Of the first tensor, shared by all cores, so that a handful of blocks fits their caches."""
 
 
-def blocks(*tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+BRIEF_ELEMENTS = 1 << 14
+
+
+def is_brief(x: Tensor) -> bool:
+    """Whether calls cost more than passes over memory, as where single tokens are decoded.
+
+    Only without gradients: then the plain operations do, and autograd has nothing to keep.
+    """
+    return x.numel() <= BRIEF_ELEMENTS and not torch.is_grad_enabled()
+
+
+def blocks(*tensors: Tensor | None, scratch: Sequence[torch.dtype] = ()) -> Iterator[list]:
     """Views of the same tokens of all tensors, some tokens at a time, in order.
 
     Off the CPU there is one block, all tokens: launches cost more there than passes.
 
     Args:
-        tensors: (B, T, ...), equal in T; (rows, D) and (D,) work as well. None stays None.
+        tensors: (B, T, ...), equal in T; (rows, D) and (D,) work as well. None stays None. The
+            first is one of the largest.
+        scratch: for each dtype one more tensor of the first one's shape follows, whose memory
+            every block uses again: it stays in the cache, where a new tensor would not be.
     """
-    given = [t for t in tensors if t is not None]
-    largest = max(given, key=Tensor.numel)
-    if largest.device.type != "cpu" or largest.numel() <= BLOCK_ELEMENTS:
-        yield tensors  # type: ignore[misc]  (None stays None)
-        return
-    dim = min(1, largest.ndim - 2)
-    size = max(1, BLOCK_ELEMENTS * largest.shape[dim] // largest.numel())
-    for start in range(0, largest.shape[dim], size):
-        length = min(size, largest.shape[dim] - start)
-        yield tuple(t if t is None else t.narrow(dim, start, length) for t in tensors)  # type: ignore[misc]
+    first = tensors[0]
+    assert first is not None
+    dim = max(0, min(1, first.ndim - 2))
+    size = first.shape[dim] if first.ndim else 1
+    if first.device.type == "cpu" and first.nbytes > BLOCK_BYTES:
+        size = max(1, BLOCK_BYTES * first.shape[dim] // first.nbytes)
+    spare = [torch.empty_like(first.narrow(dim, 0, size), dtype=dtype) for dtype in scratch]
+    for start in range(0, first.shape[dim], size):
+        length = min(size, first.shape[dim] - start)
+        yield [None if t is None else t.narrow(dim, start, length) for t in tensors] + [
+            t.narrow(dim, 0, length) for t in spare
+        ]

@@ -11,10 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retnet.ops.blocks import blocks
-
-FEW_ELEMENTS = 1 << 14
-"""Up to here, as where single tokens are decoded, calls cost more than passes over memory."""
+from retnet.ops.blocks import blocks, is_brief
 
 
 def rms_norm(
@@ -34,8 +31,8 @@ def rms_norm(
     Source:
         Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    if not torch.is_grad_enabled() and x.numel() <= FEW_ELEMENTS:
-        return _normalized(x, weight, eps)
+    if is_brief(x):
+        return normalized(x, weight, eps)
     return _AddRMSNorm.apply(x, None, weight, eps, x.dtype)[1]
 
 
@@ -55,13 +52,18 @@ def add_rms_norm(
         eps: of the norm.
         dtype: of the norm's result; the norm itself is computed in x's.
     """
-    if not torch.is_grad_enabled() and x.numel() <= FEW_ELEMENTS:
+    if is_brief(x):
         x = x if y is None else (x + y).to(x.dtype)
-        return x, _normalized(x, weight, eps).to(dtype)
+        return x, normalized(x, weight, eps).to(dtype)
     return _AddRMSNorm.apply(x, y, weight, eps, dtype)
 
 
-def _normalized(x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor:
+def normalized(
+    x: Float[Tensor, "*rows D"],
+    weight: Float[Tensor, " D"] | None,
+    eps: float | Float[Tensor, "*#rows 1"],
+) -> Float[Tensor, "*rows D"]:
+    """`rms_norm` in as few calls as there are; without a gradient of its own."""
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
     y = x * (square.div_(x.shape[-1]) + eps).rsqrt_().to(x.dtype)
@@ -70,7 +72,7 @@ def _normalized(x: Tensor, weight: Tensor | None, eps: float | Tensor) -> Tensor
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: PLR0913
+    def forward(
         ctx: Any,
         x: Tensor,
         y: Tensor | None,
@@ -87,8 +89,8 @@ class _AddRMSNorm(torch.autograd.Function):
         if weight is not None and any(ctx.needs_input_grad[:3]):
             unit = torch.empty_like(normed)
         w = None if weight is None else weight.to(x.dtype)
-        for x_b, y_b, total_b, eps_b, inverse_b, unit_b, normed_b in blocks(
-            x, y, total, eps_rows, inverse, unit, normed
+        for x_b, y_b, total_b, eps_b, inverse_b, unit_b, normed_b, scaled_b in blocks(
+            x, y, total, eps_rows, inverse, unit, normed, scratch=[x.dtype]
         ):
             if y_b is not None:
                 total_b.copy_(y_b).add_(x_b)  # faster than adding two dtypes
@@ -98,10 +100,10 @@ class _AddRMSNorm(torch.autograd.Function):
             if w is None:
                 torch.mul(total_b, inverse_b, out=normed_b)
                 continue
-            scaled = total_b * inverse_b
+            torch.mul(total_b, inverse_b, out=scaled_b)
             if unit_b is not None:
-                unit_b.copy_(scaled)
-            torch.mul(scaled, w, out=normed_b)
+                unit_b.copy_(scaled_b)
+            torch.mul(scaled_b, w, out=normed_b)
         ctx.save_for_backward(unit, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
@@ -125,15 +127,17 @@ class _AddRMSNorm(torch.autograd.Function):
             w = weight.to(x_dtype)
             exact = torch.promote_types(weight.dtype, torch.float32)
             d_weight = torch.zeros_like(weight, dtype=exact)
-        for total_b, normed_b, unit_b, inverse_b, x_b, y_b in blocks(
-            d_total, d_normed, unit, inverse, d_x, d_y
+        for x_b, normed_b, total_b, unit_b, inverse_b, y_b, g, u, gu in blocks(
+            d_x, d_normed, d_total, unit, inverse, d_y, scratch=[x_dtype] * 3
         ):
-            g, u = normed_b.to(x_dtype), unit_b.to(x_dtype)
+            g.copy_(normed_b)
+            u.copy_(unit_b)
+            torch.mul(g, u, out=gu)
             if d_weight is not None:
-                d_weight += (g * u).flatten(0, -2).sum(0, dtype=d_weight.dtype)
-                g = g * w
-            along = (g * u).mean(-1, keepdim=True)
-            g = torch.addcmul(g, u, along, value=-1)
+                d_weight += gu.flatten(0, -2).sum(0, dtype=d_weight.dtype)
+                g.mul_(w)
+                torch.mul(g, u, out=gu)
+            g.addcmul_(u, gu.mean(-1, keepdim=True), value=-1)
             if total_b is None:
                 torch.mul(g, inverse_b, out=x_b)
             else:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from retnet.ops.blocks import blocks
+
 Theta = Literal["linspace", "rope", "none"]
 PairLayout = Literal["interleaved", "half"]
 
@@ -60,6 +62,19 @@ def rotate(
     return _Rotate.apply(x, cos, sin, pairs)
 
 
+def rotate_both(
+    q: Float[Tensor, "B T H D_k"],
+    k: Float[Tensor, "B T H D_k"],
+    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    pairs: PairLayout,
+) -> tuple[Float[Tensor, "B T H D_k"], Float[Tensor, "B T H D_k"]]:
+    """`rotate` queries and keys of one shape, by tables `(cos, sin)` for q, then for k.
+
+    Their gradients lie side by side in memory, as the layers that made q and k want them.
+    """
+    return _RotateBoth.apply(q, k, pairs, *tables)
+
+
 class _Rotate(torch.autograd.Function):
     """Two passes over memory instead of the five that autograd would record."""
 
@@ -67,23 +82,53 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, pairs: PairLayout) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.pairs = pairs
-        return _turn(x, cos, sin, pairs)
+        return _turn(x, cos, sin, pairs, _heads_first(x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turn(grads[0], cos, -sin, ctx.pairs), None, None, None
+        d_x = _turn(grads[0], cos, -sin, ctx.pairs, torch.empty_like(grads[0]))
+        return d_x, None, None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, pairs: PairLayout) -> Tensor:
+class _RotateBoth(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, pairs: PairLayout, *tables: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tables)
+        ctx.pairs = pairs
+        cos, sin, k_cos, k_sin = tables
+        return (
+            _turn(q, cos, sin, pairs, _heads_first(q)),
+            _turn(k, k_cos, k_sin, pairs, _heads_first(k)),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_q, d_k = grads
+        cos, sin, k_cos, k_sin = ctx.saved_tensors
+        B, T, *rest = d_q.shape
+        out_q, out_k = d_q.new_empty(B, T, 2, *rest).unbind(2)
+        _turn(d_q, cos, -sin, ctx.pairs, out_q)
+        _turn(d_k, k_cos, -k_sin, ctx.pairs, out_k)
+        return out_q, out_k, *[None] * 5
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """An empty tensor of its shape whose memory is (B, H, T, D_k)."""
     B, T, H, D_k = x.shape
-    out = x.new_empty(B, H, T, D_k).transpose(1, 2)
-    a, b = _pair(x, pairs)
-    out_a, out_b = _pair(out, pairs)
-    torch.mul(a, cos, out=out_a)
-    out_a.addcmul_(b, sin, value=-1)
-    torch.mul(b, cos, out=out_b)
-    out_b.addcmul_(a, sin)
+    return x.new_empty(B, H, T, D_k).transpose(1, 2)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, pairs: PairLayout, out: Tensor) -> Tensor:
+    for x_b, cos_b, sin_b, out_b in blocks(x, cos, sin, out):
+        a, b = _pair(x_b, pairs)
+        out_a, out_b_ = _pair(out_b, pairs)
+        torch.mul(a, cos_b, out=out_a)
+        out_a.addcmul_(b, sin_b, value=-1)
+        torch.mul(b, cos_b, out=out_b_)
+        out_b_.addcmul_(a, sin_b)
     return out
 
 

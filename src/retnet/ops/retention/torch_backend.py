@@ -230,11 +230,14 @@ def _scan(
     """
     states = torch.empty_like(updates)  # B H N D_k D_v
     carry = carry.expand(-1, -1, updates.shape[2], -1, -1)
+    running = state.clone()
+    update = torch.empty_like(running)
     chunks = range(updates.shape[2])
     for n in reversed(chunks) if reverse else chunks:
-        states[:, :, n] = state
-        state = (carry[:, :, n] * state).add_(updates[:, :, n])
-    return states, state
+        states[:, :, n] = running
+        update.copy_(updates[:, :, n])  # quicker than sums of two dtypes
+        torch.addcmul(update, running, carry[:, :, n], out=running)
+    return states, running
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""Products of one input with the weights of several linear layers, their gradient written out.
+
+For `y = x W^T` and a gradient g of y, `d_x = g W` and `d_W = g^T x`. The last sums over all tokens:
+both of its factors have that dimension first, the wrong way round for the left one, and on a CPU
+the product in 16 bits then takes up to twice its time. Transposing x beforehand, in blocks, costs
+less, above all when several layers share it. Weights of few rows are multiplied together, because
+a product reaches its speed only when it is wide; all of them together would have to copy their
+gradients side by side, which costs more than it gains.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+TRANSPOSED_ROWS = 256
+"""Copied at a time by a transposition: few enough that a cache holds them."""
+
+WIDE = 1024
+"""Rows of a weight from which on its product gains nothing from being joined with others."""
+
+
+def products(x: Float[Tensor, "... D"], *weights: Float[Tensor, "_ D"]) -> tuple[Tensor, ...]:
+    """`x W^T` for each weight W, (width of the result, D); under autocast in its dtype."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return _Products.apply(x.to(dtype), *weights)
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.groups = _groups([len(weight) for weight in weights])
+        joint = [_join([weights[i].to(x.dtype) for i in group]) for group in ctx.groups]
+        ctx.save_for_backward(x, *joint)
+        ctx.weights = [(len(weight), weight.dtype) for weight in weights]
+        ys: list[Tensor] = []
+        for group, weight in zip(ctx.groups, joint, strict=True):
+            ys += F.linear(x, weight).split([len(weights[i]) for i in group], -1)
+        return tuple(ys)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *joint = ctx.saved_tensors
+        need_x, *need = ctx.needs_input_grad
+        rows = x.flatten(0, -2)
+        gs = [_side_by_side([grads[i].flatten(0, -2) for i in group]) for group in ctx.groups]
+        d_x: Tensor | None = None
+        d_weights: list[Tensor | None] = []
+        with torch.autocast(x.device.type, enabled=False):
+            if need_x:
+                d_x = gs[0] @ joint[0]
+                for g, weight in zip(gs[1:], joint[1:], strict=True):
+                    d_x.addmm_(g, weight)
+                d_x = d_x.view(x.shape)
+            transposed = _transposed(rows) if any(need) and _pays(rows, gs) else None
+            for group, g in zip(ctx.groups, gs, strict=True):
+                if not any(need[i] for i in group):
+                    d_weights += [None] * len(group)
+                    continue
+                d_joint = _weight_gradient(g, rows, transposed)
+                for i, part in zip(
+                    group, d_joint.split([ctx.weights[i][0] for i in group]), strict=True
+                ):
+                    d_weight = torch.empty_like(
+                        part, dtype=ctx.weights[i][1], memory_format=torch.contiguous_format
+                    )
+                    d_weights.append(d_weight.copy_(part))
+        return d_x, *d_weights
+
+
+def _groups(widths: Sequence[int]) -> list[list[int]]:
+    """Neighbours that are multiplied together: as few as make a product wide."""
+    groups: list[list[int]] = []
+    total = WIDE
+    for i, width in enumerate(widths):
+        if total >= WIDE or width >= WIDE:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += width
+    return groups
+
+
+def _join(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """`cat` of (rows, N_i) along N; without a copy if that is how they lie in memory."""
+    first, width, end = parts[0], 0, parts[0].data_ptr()
+    total = sum(part.shape[1] for part in parts)
+    for part in parts:
+        if part.stride() != (total, 1) or part.data_ptr() != end:
+            return torch.cat(list(parts), 1)
+        width += part.shape[1]
+        end = part.data_ptr() + part.shape[1] * part.element_size()
+    return first.as_strided((len(first), total), (total, 1))
+
+
+def _weight_gradient(g: Tensor, x: Tensor, x_transposed: Tensor | None) -> Tensor:
+    """`g^T x`, (N, D)."""
+    if x_transposed is not None:
+        return (x_transposed @ g).mT
+    if g.device.type == "cpu" and g.dtype == torch.bfloat16:
+        return _transposed(g) @ x
+    return g.mT @ x
+
+
+def _pays(x: Tensor, gs: Sequence[Tensor]) -> bool:
+    """Whether to transpose x, the narrower factor, rather than each gradient."""
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    return x.shape[1] < sum(g.shape[1] for g in gs)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[1], x.shape[0])
+    for rows, columns in zip(x.split(TRANSPOSED_ROWS), out.split(TRANSPOSED_ROWS, 1), strict=True):
+        columns.copy_(rows.mT)
+    return out
