@@ -63,10 +63,10 @@ def gated(
 
 
 def gated_rms_norm(
-    o: Float[Tensor, "B T H D_v"],
-    gate: Float[Tensor, "B T H D_v"],
-    eps: float | Float[Tensor, "#B T #H 1"],
-) -> Float[Tensor, "B T H D_v"]:
+    o: Float[Tensor, "*rows D_v"],
+    gate: Float[Tensor, "*rows D_v"],
+    eps: float | Float[Tensor, "*#rows 1"],
+) -> Float[Tensor, "*rows D_v"]:
     """`swish(gate) * o / sqrt(mean(o^2) + eps)`, in the gate's dtype.
 
     Args:

@@ -13,6 +13,9 @@ Weights = Literal["float32", "bfloat16", "int8"]
 INT8_ROWS = 4
 """Up to so many rows PyTorch's int8 product is faster than oneDNN's bfloat16 one on a CPU."""
 
+INT8_MULTIPLE = 32
+"""PyTorch's int8 product reads past the end of narrower or odd matrices, and may crash."""
+
 
 class PackedLinear:
     """`x W^T + b` of one weight matrix, for inference; it holds copies and follows no change.
@@ -34,7 +37,7 @@ class PackedLinear:
             weight: in any dtype.
             bias: None for none.
             kind: `float32` keeps one contiguous matrix; `bfloat16` oneDNN's order of it where
-                oneDNN has bfloat16; `int8` this and a copy of 8 bits.
+                oneDNN has bfloat16; `int8` this and a copy of 8 bits, if K is a multiple of 32.
 
         Raises:
             ValueError: the weight is not on a CPU.
@@ -52,16 +55,20 @@ class PackedLinear:
         if dtype == torch.bfloat16 and _onednn_has_bfloat16():
             self._dense = torch.ops.mkldnn._reorder_linear_weight(self._dense, 1)
             self._onednn = torch.ops.mkldnn._linear_pointwise.default
-        self._int8, self._scale = quantize(weight) if kind == "int8" else (None, None)
+        self._int8 = self._scale = None
+        if kind == "int8" and weight.shape[1] % INT8_MULTIPLE == 0:
+            self._int8, self._scale = quantize(
+                F.pad(weight, (0, 0, 0, -len(weight) % INT8_MULTIPLE))
+            )
         self._int8_numel = INT8_ROWS * weight.shape[1]
 
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
         """Multiply rows in the packed dtype."""
         if self._int8 is not None and x.numel() <= self._int8_numel:
             flat = x if x.dim() == 2 else x.reshape(-1, self.shape[1])
-            y = torch._weight_int8pack_mm(flat, self._int8, self._scale)
+            y = torch._weight_int8pack_mm(flat, self._int8, self._scale)[:, : self.shape[0]]
             y = y if self._bias is None else y + self._bias
-            return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape[0])
+            return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.shape[0])
         if self._onednn is not None:
             return self._onednn(x, self._dense, self._bias, "none", [], "")
         return F.linear(x, self._dense, self._bias)
