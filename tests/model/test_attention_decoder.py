@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.small import close, decoder, tokens
+from model.small import close, decoder, same_states, tokens
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig
@@ -22,13 +23,14 @@ from retnet.model.state import (
     state_tensors,
     with_tensors,
 )
+from retnet.model.steps import open_state, pack
 
 V = 31
 
 
 def hybrid() -> DecoderConfig:
     """Two layers of attention, grouped and not, around one of retention."""
-    channel = GLUConfig(width=20)
+    channel = GLUConfig(width=32)
     mixers = (
         AttentionConfig(num_heads=4, num_kv_heads=2),
         RetentionConfig(num_heads=2),
@@ -121,3 +123,33 @@ def test_packed_documents_equal_each_document_alone(model: Decoder) -> None:
         close(got[:, begin:end], alone(model, text[:, begin:end]))
     more = tokens(1, 2, seed=4)
     close(model(more, state)[0], alone(model, torch.cat([text[:, 6:], more], 1))[:, -2:])
+
+
+def test_a_place_that_was_marked_while_decoding_gives_its_state_later(model: Decoder) -> None:
+    """The cache was written to since then, in slots that rows of the mark do not use."""
+    text = tokens(2, 8)
+    valid = torch.arange(8) < torch.tensor([[5], [8]])
+    decoding = Decoding(model, *prefill(model, text, valid=valid), Sampling(temperature=0.0))
+    new = [next(decoding) for _ in range(3)]
+    mark = decoding.mark()
+    new += [next(decoding) for _ in range(4)]
+    read = torch.stack(new[:2], 1)
+    with torch.no_grad():
+        _, want = model(read, model(text, valid=valid)[1])
+    same_states(mark(), want)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_packed_weights_decode_alike(weights: Any) -> None:
+    """As near as the roundings of the weights are; the state has the packed dtype."""
+    model = decoder(hybrid(), torch.float32)
+    packed = pack(model, weights)
+    text = tokens(2, 6)
+    with torch.inference_mode():
+        want, got = (m(text)[0] for m in (model, packed))
+        tolerance = 1e-5 if weights == "float32" else 0.1
+        assert (got.float() - want).abs().max() < tolerance * want.abs().max()
+        opened = open_state(packed, packed(text)[1], 1)
+        step, _ = packed(tokens(2, 1), opened)
+        whole, _ = model(torch.cat([text, tokens(2, 1)], 1))
+    assert (step[:, 0].float() - whole[:, -1]).abs().max() < tolerance * want.abs().max()

@@ -107,8 +107,7 @@ class Attention(nn.Module):
         """Mix T tokens; see `Branch` for the contract."""
         q, k, v = (y.unflatten(-1, (-1, self.D_k)) for y in self.inward(x))
         if self.config.position == "rope":
-            cos, sin = self._tables(layout, q.dtype)
-            q, k = (rotate(heads, cos, sin, self.config.pairs) for heads in (q, k))
+            q, k = self._rotate(q, k, layout)
         if isinstance(state, StaticCache):
             o, state = state.step(q, k, v, layout)
         else:
@@ -128,9 +127,15 @@ class Attention(nn.Module):
         """Return the plain state again; see `Steps`."""
         return opened.close()
 
-    def _tables(self, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        base = self.config.rope_base
-        return layout.shared(
-            ("rotation", "rope", base, self.D_k, dtype),
-            lambda: rotation_tables(layout.positions, "rope", self.D_k, dtype, base),
+    def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        config = self.config
+        cos, sin = layout.shared(
+            ("rotation", "rope", config.rope_base, self.D_k, q.dtype),
+            lambda: rotation_tables(layout.positions, "rope", self.D_k, q.dtype, config.rope_base),
         )
+        if q.shape[1] > 1:
+            return rotate(q, cos, sin, config.pairs), rotate(k, cos, sin, config.pairs)
+        # what one token costs is the number of calls
+        both = rotate(torch.cat((q, k), 2), cos, sin, config.pairs)
+        q, k = torch.split_with_sizes(both, (config.num_heads, config.kv_heads), 2)
+        return q, k
