@@ -61,22 +61,23 @@ class Compiled:
 
 
 def main() -> None:
-    """Forward and backward at the widest heads, and in segments with masks at narrow ones."""
+    """At the widest heads, and both ways in segments with masks at narrow ones."""
     for name in [name for name in dir(kernels) if name.endswith("_kernel")]:
         setattr(kernels, name, Compiled(getattr(kernels, name)))
     backend.kernels = SimpleNamespace(**{**vars(kernels), "INTERPRETED": True})  # type: ignore
     log_decay = torch.zeros(1, dtype=torch.float64)
-    q, k, v = (
-        torch.zeros(1, 64, 1, D, dtype=torch.bfloat16, requires_grad=True) for D in (256, 256, 512)
-    )
-    S = torch.zeros(1, 1, 256, 512, requires_grad=True)
-    given = backend.chunkwise(q, k, v, log_decay, S, None, processors=1)
-    torch.autograd.grad(given, (q, k, v, S), given)
-    backend.step(q[:, :1], k[:, :1], v[:, :1], log_decay, S.detach())
-    x = torch.zeros(1, 4096, 1, 64, dtype=torch.float16)
-    layout = Layout.of(1, 4096, valid=torch.ones(1, 4096, dtype=torch.bool))
-    backend.chunkwise(x, x, x, log_decay, None, layout, processors=8)
-    backend.recurrent(x, x, x, log_decay, None, layout)
+    q, k, v = (torch.zeros(1, 64, 1, D, dtype=torch.bfloat16) for D in (256, 256, 512))
+    S = torch.zeros(1, 1, 256, 512)
+    o, _ = backend.chunkwise(q.requires_grad_(), k, v, log_decay, S, None, processors=1)
+    torch.autograd.grad(o, q, o)  # the walk with scores of width 512
+    backend.step(q[:, :1], k[:, :1], v[:, :1], log_decay, S)
+    x = torch.zeros(1, 2048, 1, 64, dtype=torch.bfloat16)
+    layout = Layout.of(1, 2048, valid=torch.ones(1, 2048, dtype=torch.bool))
+    o, _ = backend.chunkwise(x, x.requires_grad_(), x, log_decay, None, layout, processors=2)
+    torch.autograd.grad(o, x, o)
+    x = x.detach()[:, :1].half()
+    backend.recurrent(x, x, x, log_decay, None, Layout.of(1, 1, valid=x[..., 0, 0] == 0))
+    backend.chunkwise(x, x, x, log_decay, None, None)
 
 
 if __name__ == "__main__":
