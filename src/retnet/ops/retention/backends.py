@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -60,7 +59,9 @@ def triton() -> ModuleType:
             "the triton backend needs the package triton, which is not installed; install it with "
             "pip install 'retnet[gpu]', or use backend=\"torch\""
         )
-    return import_module("retnet.ops.retention.triton_backend")
+    from retnet.ops.retention import triton_backend
+
+    return triton_backend
 
 
 def _suits_triton(form: str, q: Tensor, v: Tensor) -> bool:

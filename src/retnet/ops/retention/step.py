@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from retnet.ops.retention.arguments import check
 from retnet.ops.retention.backends import resolve, triton
 from retnet.types import Backend
 
@@ -32,8 +33,9 @@ def retention_step_(
         backend: who computes it; None means `triton` for CUDA tensors that it takes, else `torch`.
 
     Raises:
-        ValueError: q has more than one token, or the backend does not take these inputs.
+        ValueError: as `retention`, or q has more than one token.
     """
+    check(q, k, v, log_decay, state, None)
     if q.shape[1] != 1:
         raise ValueError(
             f"q has shape {tuple(q.shape)}; a step takes one token of each row, (B, 1, H, D_k): "
