@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retnet.ops.norm import rms_norm
+from retnet.ops import blocks
+from retnet.ops.norm import add_rms_norm, rms_norm
 from support import assert_within_budget
 
 
@@ -94,3 +95,68 @@ def test_gradient_of_a_weight_in_another_dtype_has_that_dtype() -> None:
     grads = torch.autograd.grad(y.float().sum(), [x, weight])
     assert y.dtype == torch.bfloat16
     assert [g.dtype for g in grads] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("block_bytes", [64, 1 << 20])
+@pytest.mark.parametrize("given", ["both", "no y", "no weight"])
+def test_sum_and_norm_together_are_one_after_the_other(
+    block_bytes: int, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    y_, weight_ = None if given == "no y" else y, None if given == "no weight" else weight
+
+    def together(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y_, weight_ = None if given == "no y" else y, None if given == "no weight" else weight
+        return add_rms_norm(x, y_, weight_, 0.01, torch.float64)
+
+    total = x if y_ is None else x + y_
+    for got, want in zip(
+        together(x, y, weight), (total, by_definition(total, weight_, 0.01)), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+    assert torch.autograd.gradcheck(together, [x, y, weight])
+
+
+@pytest.mark.parametrize("y_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_float32_stream_is_normalised_into_bfloat16_within_its_rounding(
+    y_dtype: torch.dtype,
+) -> None:
+    """As under autocast; the plain form adds in float32, normalises there and rounds last."""
+    torch.manual_seed(0)
+    x, y, weight = torch.randn(500, 64), torch.randn(500, 64).to(y_dtype), torch.randn(64)
+    d_total, d_normed = torch.randn(500, 64), torch.randn(500, 64).bfloat16()
+
+    def plainly(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + y
+        normed = by_definition(total, weight, 1e-6)
+        return total, normed.to(torch.bfloat16) if x.dtype == torch.float32 else normed
+
+    def ours(x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(x, y, weight, 1e-6, torch.bfloat16)
+
+    results = []
+    for function, cast in ((ours, None), (plainly, None), (plainly, torch.float64)):
+        leaves = [t.detach().to(cast or t.dtype).requires_grad_() for t in (x, y, weight)]
+        total, normed = function(*leaves)
+        grads = torch.autograd.grad(
+            [total, normed], leaves, [d_total.to(total.dtype), d_normed.to(normed.dtype)]
+        )
+        results.append([total.detach(), normed.detach(), *grads])
+    for got, usual, want in zip(*results, strict=True):
+        assert_within_budget(got, usual, want)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_stream_or_a_norm_that_nobody_uses_has_no_say_in_the_gradient(used: int) -> None:
+    leaves = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    got = add_rms_norm(*leaves, None, 0.01, torch.float64)[used]
+    want = (sum(leaves), by_definition(sum(leaves), None, 0.01))[used]  # type: ignore[arg-type]
+    for a, b in zip(
+        torch.autograd.grad(got.square().sum(), leaves),
+        torch.autograd.grad(want.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)

@@ -63,9 +63,8 @@ class _Products(torch.autograd.Function):
                     d_weights += [None] * len(group)
                     continue
                 d_joint = _weight_gradient(g, rows, transposed)
-                for i, part in zip(
-                    group, d_joint.split([ctx.weights[i][0] for i in group]), strict=True
-                ):
+                parts = d_joint.split([ctx.weights[i][0] for i in group])
+                for i, part in zip(group, parts, strict=True):
                     d_weight = torch.empty_like(
                         part, dtype=ctx.weights[i][1], memory_format=torch.contiguous_format
                     )

@@ -85,12 +85,9 @@ class _AddRMSNorm(torch.autograd.Function):
         eps_rows = eps.expand(*x.shape[:-1], 1) if isinstance(eps, Tensor) else None
         normed = torch.empty_like(x, dtype=dtype)
         inverse = torch.empty(*x.shape[:-1], 1, dtype=x.dtype, device=x.device)
-        unit = normed if weight is None else None
-        if weight is not None and any(ctx.needs_input_grad[:3]):
-            unit = torch.empty_like(normed)
         w = None if weight is None else weight.to(x.dtype)
-        for x_b, y_b, total_b, eps_b, inverse_b, unit_b, normed_b, scaled_b in blocks(
-            x, y, total, eps_rows, inverse, unit, normed, scratch=[x.dtype]
+        for x_b, y_b, total_b, eps_b, inverse_b, normed_b, scaled_b in blocks(
+            x, y, total, eps_rows, inverse, normed, scratch=[x.dtype]
         ):
             if y_b is not None:
                 total_b.copy_(y_b).add_(x_b)  # faster than adding two dtypes
@@ -99,12 +96,9 @@ class _AddRMSNorm(torch.autograd.Function):
             inverse_b.copy_((mean + (eps if eps_b is None else eps_b)).rsqrt_())
             if w is None:
                 torch.mul(total_b, inverse_b, out=normed_b)
-                continue
-            torch.mul(total_b, inverse_b, out=scaled_b)
-            if unit_b is not None:
-                unit_b.copy_(scaled_b)
-            torch.mul(scaled_b, w, out=normed_b)
-        ctx.save_for_backward(unit, inverse, weight)
+            else:
+                torch.mul(torch.mul(total_b, inverse_b, out=scaled_b), w, out=normed_b)
+        ctx.save_for_backward(total, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
         return total, normed
@@ -113,12 +107,12 @@ class _AddRMSNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_total, d_normed = grads
-        unit, inverse, weight = ctx.saved_tensors
+        total, inverse, weight = ctx.saved_tensors
         x_dtype, y_dtype = ctx.dtypes
         if d_normed is None:
             d_y = None if d_total is None or y_dtype is None else d_total.to(y_dtype)
             return d_total, d_y, None, None, None
-        d_x = torch.empty_like(unit, dtype=x_dtype)
+        d_x = torch.empty_like(total)
         d_y = None
         if y_dtype is not None:
             d_y = d_x if y_dtype == x_dtype else torch.empty_like(d_x, dtype=y_dtype)
@@ -127,21 +121,21 @@ class _AddRMSNorm(torch.autograd.Function):
             w = weight.to(x_dtype)
             exact = torch.promote_types(weight.dtype, torch.float32)
             d_weight = torch.zeros_like(weight, dtype=exact)
-        for x_b, normed_b, total_b, unit_b, inverse_b, y_b, g, u, gu in blocks(
-            d_x, d_normed, d_total, unit, inverse, d_y, scratch=[x_dtype] * 3
+        for total_b, inverse_b, g_b, d_total_b, d_x_b, d_y_b, g, u, gu in blocks(
+            total, inverse, d_normed, d_total, d_x, d_y, scratch=[x_dtype] * 3
         ):
-            g.copy_(normed_b)
-            u.copy_(unit_b)
+            g.copy_(g_b)
+            torch.mul(total_b, inverse_b, out=u)  # the unit that the derivation calls y
             torch.mul(g, u, out=gu)
             if d_weight is not None:
                 d_weight += gu.flatten(0, -2).sum(0, dtype=d_weight.dtype)
                 g.mul_(w)
                 torch.mul(g, u, out=gu)
             g.addcmul_(u, gu.mean(-1, keepdim=True), value=-1)
-            if total_b is None:
-                torch.mul(g, inverse_b, out=x_b)
+            if d_total_b is None:
+                torch.mul(g, inverse_b, out=d_x_b)
             else:
-                torch.addcmul(total_b, g, inverse_b, out=x_b)
-            if y_b is not None and y_b is not x_b:
-                y_b.copy_(x_b)
+                torch.addcmul(d_total_b, g, inverse_b, out=d_x_b)
+            if d_y_b is not None and d_y_b is not d_x_b:
+                d_y_b.copy_(d_x_b)
         return d_x, d_y, None if d_weight is None else d_weight.to(weight.dtype), None, None
