@@ -96,3 +96,10 @@ def test_a_float32_o_meets_a_float16_gate() -> None:
     grads = torch.autograd.grad(y.float().sum(), [o, gate])
     assert [g.dtype for g in grads] == [torch.float32, torch.float16]
     assert all(g.isfinite().all() for g in grads)
+
+
+def test_without_gradients_the_numbers_are_the_same() -> None:
+    o, gate = (torch.randn(2, 3, 2, 4, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad():
+        torch.testing.assert_close(gated_rms_norm(o, gate, 0.1), plainly_normed(o, gate, 0.1))
+        torch.testing.assert_close(gated(o, gate, "gelu"), plainly_gated(o, gate, "gelu"))

@@ -151,12 +151,12 @@ def test_a_float32_stream_is_normalised_into_bfloat16_within_its_rounding(
 
 @pytest.mark.parametrize("used", [0, 1])
 def test_a_stream_or_a_norm_that_nobody_uses_has_no_say_in_the_gradient(used: int) -> None:
-    leaves = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    got = add_rms_norm(*leaves, None, 0.01, torch.float64)[used]
-    want = (sum(leaves), by_definition(sum(leaves), None, 0.01))[used]  # type: ignore[arg-type]
+    x, y = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    got = add_rms_norm(x, y, None, 0.01, torch.float64)[used]
+    want = (x + y, by_definition(x + y, None, 0.01))[used]
     for a, b in zip(
-        torch.autograd.grad(got.square().sum(), leaves),
-        torch.autograd.grad(want.square().sum(), leaves),
+        torch.autograd.grad(got.square().sum(), [x, y]),
+        torch.autograd.grad(want.square().sum(), [x, y]),
         strict=True,
     ):
         torch.testing.assert_close(a, b)

@@ -188,19 +188,21 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, tuple]:
         """Add each branch's output to the residual stream."""
         after = []
-        y: Tensor | None = None  # of the last branch, still to be added
+        pending: Tensor | None = None  # what the last branch gave, still to be added
         for i, (norm, branch) in enumerate(zip(self.norms, self.branches, strict=True)):
             state = None if states is None else states[i]
-            x, inner = (x, x) if self.post_norm else _add_norm(norm, x, y)
+            x, inner = (x, x) if self.post_norm else _add_norm(norm, x, pending)
             y, new = branch(_compute_dtype(inner), state, layout, form)
             if layout.spread is not None and new is not None:
                 _check_spans_ranks(branch)
             if self.training:
                 y = self._drop_path(F.dropout(y, self.dropout, self.training))
             if self.post_norm:
-                x, y = norm(self.alpha * x + y), None
+                x = norm(self.alpha * x + y)
+            else:
+                pending = y
             after.append(new)
-        return x if y is None else _add(x, y), tuple(after)
+        return x if pending is None else _add(x, pending), tuple(after)
 
     def _drop_path(self, y: Tensor) -> Tensor:
         """Skip the branch for a random part of the rows, and enlarge it for the rest."""

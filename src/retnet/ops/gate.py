@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from retnet.ops.blocks import blocks, is_brief
-from retnet.ops.norm import normalized
+from retnet.ops.blocks import blocks
+from retnet.ops.norm import rms_norm
 
 Activation = Literal["swish", "gelu", "relu"]
 
@@ -57,8 +57,8 @@ def gated(
     a: Float[Tensor, "*rows D"], b: Float[Tensor, "*rows D"], activation: Activation = "swish"
 ) -> Float[Tensor, "*rows D"]:
     """`act(a) * b`, of two tensors of one dtype."""
-    if is_brief(a):
-        return ACTIVATIONS[activation].plain(a) * b
+    if not torch.is_grad_enabled():
+        return activate(a, activation) * b
     return _Gated.apply(a, b, ACTIVATIONS[activation])
 
 
@@ -74,8 +74,8 @@ def gated_rms_norm(
         gate: what swish is taken of.
         eps: one for all, or one for each token and head.
     """
-    if is_brief(o):
-        return F.silu(gate) * normalized(o, None, eps).to(gate.dtype)
+    if not torch.is_grad_enabled():
+        return F.silu(gate) * rms_norm(o, None, eps).to(gate.dtype)
     return _GatedRMSNorm.apply(o, gate, eps)
 
 

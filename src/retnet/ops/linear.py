@@ -27,7 +27,10 @@ def products(x: Float[Tensor, "... D"], *weights: Float[Tensor, "_ D"]) -> tuple
     """`x W^T` for each weight W, (width of the result, D); under autocast in its dtype."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return _Products.apply(x.to(dtype), *weights)
+    x = x.to(dtype)
+    if not torch.is_grad_enabled():
+        return tuple(F.linear(x, weight.to(dtype)) for weight in weights)
+    return _Products.apply(x, *weights)
 
 
 class _Products(torch.autograd.Function):
@@ -53,10 +56,10 @@ class _Products(torch.autograd.Function):
         d_weights: list[Tensor | None] = []
         with torch.autocast(x.device.type, enabled=False):
             if need_x:
-                d_x = gs[0] @ joint[0]
+                total = gs[0] @ joint[0]
                 for g, weight in zip(gs[1:], joint[1:], strict=True):
-                    d_x.addmm_(g, weight)
-                d_x = d_x.view(x.shape)
+                    total.addmm_(g, weight)
+                d_x = total.view(x.shape)
             transposed = _transposed(rows) if any(need) and _pays(rows, gs) else None
             for group, g in zip(ctx.groups, gs, strict=True):
                 if not any(need[i] for i in group):

@@ -89,7 +89,9 @@ class _AddRMSNorm(torch.autograd.Function):
         for x_b, y_b, total_b, eps_b, inverse_b, normed_b, scaled_b in blocks(
             x, y, total, eps_rows, inverse, normed, scratch=[x.dtype]
         ):
-            if y_b is not None:
+            if y_b is not None and y_b.dtype == x_b.dtype:
+                torch.add(x_b, y_b, out=total_b)
+            elif y_b is not None:
                 total_b.copy_(y_b).add_(x_b)  # faster than adding two dtypes
             length = torch.linalg.vector_norm(total_b, dim=-1, keepdim=True, dtype=exact)
             mean = length.square_().div_(x.shape[-1])
@@ -116,11 +118,11 @@ class _AddRMSNorm(torch.autograd.Function):
         d_y = None
         if y_dtype is not None:
             d_y = d_x if y_dtype == x_dtype else torch.empty_like(d_x, dtype=y_dtype)
-        w = d_weight = None
+        d_weight = None
         if weight is not None:
-            w = weight.to(x_dtype)
             exact = torch.promote_types(weight.dtype, torch.float32)
             d_weight = torch.zeros_like(weight, dtype=exact)
+        w = None if weight is None else weight.to(x_dtype)
         for total_b, inverse_b, g_b, d_total_b, d_x_b, d_y_b, g, u, gu in blocks(
             total, inverse, d_normed, d_total, d_x, d_y, scratch=[x_dtype] * 3
         ):
@@ -138,4 +140,6 @@ class _AddRMSNorm(torch.autograd.Function):
                 torch.addcmul(d_total_b, g, inverse_b, out=d_x_b)
             if d_y_b is not None and d_y_b is not d_x_b:
                 d_y_b.copy_(d_x_b)
-        return d_x, d_y, None if d_weight is None else d_weight.to(weight.dtype), None, None
+        if weight is not None and d_weight is not None:
+            d_weight = d_weight.to(weight.dtype)
+        return d_x, d_y, d_weight, None, None
