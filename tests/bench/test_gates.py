@@ -19,6 +19,7 @@ from retnet.bench.sizes import TINY
 from retnet.model import Decoder, DecoderState
 from retnet.model.decoding import prefill
 from retnet.ops import retention
+from retnet.ops.packed_linear import Weights
 
 
 @pytest.mark.parametrize("name", QUICK_OPS)
@@ -89,9 +90,9 @@ def test_our_decoder_passes_the_gate(precision: gates.Precision) -> None:
     gate_decoder(Decoder(TINY.config()), precision).require()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_our_decoding_passes_the_gate(dtype: torch.dtype) -> None:
-    gate_decoding(Decoder(TINY.config()).eval().to(dtype)).require()
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_our_decoding_passes_the_gate(weights: Weights) -> None:
+    gate_decoding(Decoder(TINY.config()).eval(), weights).require()
 
 
 def test_decoding_that_forgets_its_prompt_fails_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_decoding_that_forgets_its_prompt_fails_the_gate(monkeypatch: pytest.Mon
         return prefill(model, prompt)[0], prefill(model, prompt[:, -1:])[1]
 
     monkeypatch.setattr(gates, "prefill", forgetful)
-    gate = gate_decoding(Decoder(TINY.config()).eval())
+    gate = gate_decoding(Decoder(TINY.config()).eval(), "float32")
     assert not gate.passed
     assert "logits errs by" in gate.why
 

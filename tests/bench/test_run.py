@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -77,7 +78,9 @@ def _with_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in speakers.RIVALS:
         model = fresh(config).eval()
         monkeypatch.setitem(
-            speakers.RIVALS, name, lambda *_, model=model: speaker_of(model, Texts(model), PEER)
+            speakers.RIVALS,
+            name,
+            lambda *_, model=model: speaker_of(model, Texts(model), "float32", PEER),
         )
     for module in (train_step, prefill):
         monkeypatch.setattr(module, "apart", alone_in_no_process)
@@ -159,7 +162,7 @@ def test_decoders_of_other_sizes_are_not_compared(
     model = fresh(SMALL.config()).eval()
     monkeypatch.setitem(trainees.BUILDERS, "torchscale", lambda _: trainee_of(model, PEER))
     monkeypatch.setitem(prefillers.BUILDERS, "llama.cpp", lambda *_: prefiller_of(model, PEER))
-    rival = speaker_of(model, Texts(model), PEER)
+    rival = speaker_of(model, Texts(model), "float32", PEER)
     monkeypatch.setitem(speakers.RIVALS, "llama.cpp", lambda *_: rival)
     result = run_bench(name, out=tmp_path, quick=True)
     assert result.failed
@@ -197,3 +200,15 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(case: Any) -> None:
     assert 0 < alone.start_mib < alone.peak_mib
     assert len(alone.seconds) == 2
     assert alone.finite
+
+
+def test_a_process_that_fails_is_reported_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_step, "TRAINS", {})
+    case = replace(QUICK_TRAINS["tiny, bfloat16"], B=-1)
+    monkeypatch.setattr(train_step, "QUICK_TRAINS", {"broken": case})
+    result = run_bench("train", out=tmp_path, quick=True)
+    assert result.records == []
+    assert "ended with status 1" in result.failed[0]
+    assert "Traceback" in capfd.readouterr().err

@@ -11,6 +11,7 @@ from retnet.bench.picture import spread_out
 from retnet.bench.prefill_plot import plot_prefill
 from retnet.bench.record import Gate, Record, Recorder
 from retnet.bench.tables import TABLES, decode_table, ops_table, train_table
+from retnet.bench.targets import targets_table
 from retnet.bench.timing import Spread
 from retnet.bench.train_plot import plot_train
 
@@ -78,7 +79,7 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
         case = {"model": "small-4m", "gain": 8, "dtype": "float32", "form": form}
         metrics = {"max_abs": one(1e-6), "relative": one(1e-5), "apart": one(2e-6)}
         made.add("forms", case, metrics, PASSED)
-    for context in (100_000, 1000):
+    for context in (100_000, 8192):
         for B in (8, 1):
             for by in ("llama.cpp", "retnet"):
                 case = {**model, "B": B, "dtype": "float16", "context": context, "by": by}
@@ -140,7 +141,7 @@ def test_decode_table_says_what_a_token_costs_and_keeps(tmp_path: Path) -> None:
     rows = decode_table(fill(tmp_path)).rows
     assert len(rows) == 8
     assert rows[-1] == (
-        "context 100,000, 8 rows",
+        "after 100,000, B 8",
         "llama.cpp, float16",
         "2,000",
         "4",
@@ -211,6 +212,15 @@ def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     path.write_text("# Speed\n<!-- begin: ops -->\nno end\n")
     with pytest.raises(ValueError, match="has no <!-- begin: NAME --> line with an <!-- end -->"):
         update_docs(path, tmp_path)
+
+
+def test_targets_are_ratios_of_the_latest_medians(tmp_path: Path) -> None:
+    fill(tmp_path)
+    records = fill(tmp_path)  # measured again: only the latest count
+    rows = {row[0]: row[1:] for row in targets_table(records).rows}
+    assert rows["decoding, 1 row: speed / llama.cpp, small"] == ("at least 3", "1.00", "no")
+    assert rows["decoding, 8 rows: share of the reading speed, small"][2] == "yes"
+    assert not any("torchscale" in claim for claim in rows)  # it was not there
 
 
 PLOTS = {"train": plot_train, "prefill": plot_prefill, "decode": plot_decode}

@@ -1,6 +1,6 @@
 import pytest
 
-from retnet.bench.timing import Effort, Spread, alternate, milliseconds, rates, ratios
+from retnet.bench.timing import Effort, Spread, alternate, in_turns, milliseconds, rates, ratios
 
 
 def test_competitors_take_turns_after_a_warm_up() -> None:
@@ -16,6 +16,24 @@ def test_rounds_go_on_until_the_budget_is_spent() -> None:
     effort = Effort(warmup=0, min_rounds=1, budget_s=0.02)
     (times,) = alternate({"a": lambda: None}, effort).values()
     assert len(times) > 1
+
+
+def test_a_turn_has_one_call_that_does_not_count() -> None:
+    calls: list[str] = []
+    seconds = in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        turns=2,
+        most_calls=3,
+        most_s=60.0,
+    )
+    assert "".join(calls) == 2 * ("aaaa" + "bbbb")
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_turn_ends_when_its_time_is_over() -> None:
+    calls: list[float] = []
+    in_turns({"a": lambda: calls.append(0.0)}, turns=3, most_calls=100, most_s=0.0)
+    assert len(calls) == 3 * 2
 
 
 def test_spread_is_the_median_and_the_middle_three_fifths() -> None:

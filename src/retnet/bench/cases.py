@@ -61,6 +61,8 @@ class TrainCase:
         B: rows.
         rivals: who takes turns with ours, by their names in `trainees.py`.
         rounds: steps timed of each.
+        apart: whether each also takes a step in a process of its own, for its memory; one without
+            rivals takes all of them there.
         peer_chunk: tokens of a chunk in torchscale's code; 512 is its own default.
         suite: whether the suite of all benches measures it too.
     """
@@ -71,6 +73,7 @@ class TrainCase:
     B: int = 1
     rivals: tuple[str, ...] = ()
     rounds: int = 3
+    apart: bool = True
     peer_chunk: int = 512
     suite: bool = True
 
@@ -85,6 +88,7 @@ class PrefillCase:
         size: the decoder.
         rivals: who takes turns with ours, by their names in `prefillers.py`.
         rounds: prompts timed of each.
+        apart: whether each also reads one in a process of its own, for its memory.
         suite: whether the suite of all benches measures it too.
     """
 
@@ -93,6 +97,7 @@ class PrefillCase:
     size: ModelSize = SMALL
     rivals: tuple[str, ...] = ()
     rounds: int = 3
+    apart: bool = True
     suite: bool = True
 
 
@@ -199,25 +204,33 @@ QUICK_OPS = {
     )
     for dtype in ("float32", "bfloat16")
 }
-TRAINERS = ("torchscale", "transformers", "attention")
+TRAINERS = ("torchscale", "transformers")
 TRAINS = {
-    "small, 2k float32": TrainCase(T=2048, precision="float32", rivals=TRAINERS),
+    "small, 2k bfloat16": TrainCase(T=2048, precision="bfloat16", rivals=TRAINERS),
     "small, 8k bfloat16": TrainCase(T=8192, precision="bfloat16", rivals=TRAINERS),
     "medium, 8k bfloat16": TrainCase(
-        T=8192, precision="bfloat16", size=MEDIUM, rivals=TRAINERS[:2], rounds=2
+        T=8192, precision="bfloat16", size=MEDIUM, rivals=TRAINERS, rounds=2, apart=False
     ),
-    "small, 2k bfloat16": TrainCase(T=2048, precision="bfloat16"),
     "small, 64k bfloat16": TrainCase(T=65_536, precision="bfloat16", rounds=1),
+    "small, 2k float32": TrainCase(T=2048, precision="float32", rivals=TRAINERS, suite=False),
+    "small, 2k bfloat16, attention": TrainCase(
+        T=2048, precision="bfloat16", rivals=("attention",), suite=False
+    ),
+    "small, 8k bfloat16, attention": TrainCase(
+        T=8192, precision="bfloat16", rivals=("attention",), suite=False
+    ),
 }
 QUICK_TRAINS = {
-    "tiny, float32": TrainCase(T=80, precision="float32", size=TINY, rivals=TRAINERS),
+    "tiny, float32": TrainCase(
+        T=80, precision="float32", size=TINY, rivals=(*TRAINERS, "attention"), apart=False
+    ),
     "tiny, bfloat16": TrainCase(T=96, precision="bfloat16", size=TINY, rounds=1, peer_chunk=32),
 }
 READ_MARKS = (1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 128_000)
 PREFILLERS = ("attention", "transformers", "llama.cpp")
 PREFILLS = {
-    "small, 2k": PrefillCase(T=2048, dtype="bfloat16", rivals=PREFILLERS),
-    "small, 8k": PrefillCase(T=8192, dtype="bfloat16", rivals=PREFILLERS),
+    "small, 2k": PrefillCase(T=2048, dtype="bfloat16", rivals=PREFILLERS, apart=False),
+    "small, 8k": PrefillCase(T=8192, dtype="bfloat16", rivals=PREFILLERS, rounds=2),
     "small, 32k": PrefillCase(T=32_768, dtype="bfloat16", rivals=PREFILLERS, rounds=1, suite=False),
     "medium, 8k": PrefillCase(
         T=8192, dtype="bfloat16", size=MEDIUM, rivals=PREFILLERS, rounds=1, suite=False
@@ -237,11 +250,11 @@ SPEAKERS = (
     "attention float32",
     "attention bfloat16",
     "transformers float32",
+    "transformers bfloat16",
     "llama.cpp",
 )
 ALL_SPEAKERS = (
     *SPEAKERS,
-    "transformers bfloat16",
     "torchscale float32",
     "torchscale bfloat16",
 )

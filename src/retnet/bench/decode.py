@@ -14,23 +14,24 @@ from retnet.bench.cases import DECODES, QUICK_DECODES, DecodeCase
 from retnet.bench.decode_plot import plot_decode
 from retnet.bench.gates import all_of, gate_decoding, gate_finite, gate_rows, gate_size
 from retnet.bench.machine import Reads
+from retnet.bench.ours import fresh
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
 from retnet.bench.speakers import (
     EXTRA,
+    WEIGHTS,
     Room,
-    fresh_models,
     is_ours,
     our_speakers,
     rival_speakers,
 )
-from retnet.bench.timing import Spread, in_turns, milliseconds, rates
+from retnet.bench.timing import Spread, in_turns, milliseconds, rates, ratios
 from retnet.hub import load_checkpoint
 from retnet.model import Decoder
 
 BENCH = "decode/step"
-TURNS, CALLS, TURN_SECONDS = 3, 8, 0.3  # TURNS * (CALLS + 1) tokens are within EXTRA
+TURNS, CALLS, TURN_SECONDS = 4, 32, 0.25  # TURNS * (CALLS + 1) tokens are within EXTRA
 
 
 def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
@@ -38,17 +39,17 @@ def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
     cases = session.choose(DECODES, QUICK_DECODES)
     sizes = [case.size for case in cases.values()]
     groups = {size.name: [c for c in cases.values() if c.size == size] for size in sizes}
+    model = None if checkpoint is None else load_checkpoint(checkpoint)[0].eval()
     if checkpoint is not None:  # one size, and nobody beside it
-        model = load_checkpoint(checkpoint)[0].eval()
         alone = {replace(case, rivals=()) for case in next(iter(groups.values()))}
         groups = {checkpoint.name: sorted(alone, key=lambda case: (case.context, case.B))}
     session.plan(sum(1 + len(group) for group in groups.values()))
     reads = Reads()
     for name, group in groups.items():
         session.begin(f"decode {name}: loading and gates")
-        models = fresh_models(group[0].size) if checkpoint is None else {"float32": model}
+        ours = fresh(group[0].size.config()).eval() if model is None else model
         try:
-            speakers, gate = _ready(models, group, session)
+            speakers, gate = _ready(ours, group, session)
         except GateFailed as error:
             session.fail(f"decode {name}", error)
             continue
@@ -61,12 +62,12 @@ def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
 
 
 def _ready(
-    models: Mapping[str, Decoder], group: Sequence[DecodeCase], session: Session
+    ours: Decoder, group: Sequence[DecodeCase], session: Session
 ) -> tuple[dict[str, Speaker], Gate]:
     """All who decode in these cases, ours first, once ours computes what it should."""
-    gate = all_of([gate_decoding(model) for model in models.values()])
+    gate = all_of([gate_decoding(ours, weights) for weights in WEIGHTS])
     gate.require()
-    speakers = our_speakers(models)
+    speakers = our_speakers(ours)
     rivals = list(dict.fromkeys(who for case in group for who in case.rivals))
     room = Room(max(case.context for case in group), max(case.B for case in group))
     speakers |= rival_speakers(rivals, group[0].size, room, session)
@@ -84,7 +85,7 @@ def _measure(
     session: Session,
 ) -> None:
     opened = {who: it.open(case.context, case.B, EXTRA) for who, it in speakers.items()}
-    needs = {who: it.weight_bytes + opened[who].kept_bytes for who, it in speakers.items()}
+    needs = {who: it.weight_bytes + it.kept_bytes for who, it in opened.items()}
     reads.reserve(max(needs.values()))
     calls: dict[str, Callable[[], object]] = {}
     for who, it in opened.items():
@@ -98,16 +99,15 @@ def _measure(
         if not verdict.passed:
             session.fail(f"decode {name}, {case.context} tokens, {case.B} rows", verdict.why)
             continue
-        floor = median(seconds[f"{who}: reading"])
         metrics = {
             "token_ms": milliseconds(times),
             "tokens_per_s": rates(float(case.B), times),
             "kept_bytes": Spread.of([float(opened[who].kept_bytes)]),
-            "weight_bytes": Spread.of([float(it.weight_bytes)]),
-            "share_of_reading": Spread.of([floor / s for s in times]),
+            "weight_bytes": Spread.of([float(opened[who].weight_bytes)]),
+            "share_of_reading": ratios(seconds[f"{who}: reading"], times),
         }
         if who != best:
-            metrics["time_over_retnet"] = _over(times, seconds[best])
+            metrics["time_over_retnet"] = ratios(times, seconds[best])
         fields = {
             "model": name,
             "parameters": it.parameters,
@@ -117,8 +117,3 @@ def _measure(
             "B": case.B,
         }
         session.recorder.add(BENCH, fields, metrics, verdict)
-
-
-def _over(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
-    """How many times their tokens take as long as ours: both drift, so all against all."""
-    return Spread.of([a / b for a in theirs for b in ours])

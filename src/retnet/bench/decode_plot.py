@@ -54,8 +54,8 @@ def _lines(found: Found, B: int, metric: str, unit: float) -> list[Line]:
         dtype = _fastest(at, by)
         mine = {context: m for (b, d, context), m in at.items() if (b, d) == (by, dtype)}
         values = [_value(m, metric) / unit for m in mine.values()]
-        name = f"{by}, {SHORT.get(dtype, dtype)}"
-        lines.append(Line(name, by, [float(context) for context in mine], values))
+        contexts = [float(context) for context in mine]
+        lines.append(Line(by, contexts, values, f", {SHORT[dtype]}"))
     return lines
 
 

@@ -19,7 +19,9 @@ from retnet.bench.record import Gate
 from retnet.mixers.retention import log_decays
 from retnet.model import Decoder, Sampling
 from retnet.model.decoding import Decoding, prefill
+from retnet.model.steps import pack
 from retnet.ops import retention
+from retnet.ops.packed_linear import Weights
 from retnet.types import Form
 
 PLAIN: tuple[Form, ...] = ("parallel", "recurrent")
@@ -93,21 +95,27 @@ def gate_decoder(model: Decoder, precision: Precision) -> Gate:
     return all_of([judge_plain(plain, exact), judge(got, exact, budgets(plain, exact))])
 
 
-def gate_decoding(model: Decoder) -> Gate:
-    """Judge the logits of tokens decoded one by one after a prompt, in the weights' own dtype."""
+def gate_decoding(model: Decoder, weights: Weights) -> Gate:
+    """Judge the logits of tokens decoded one by one after a prompt, with packed weights.
+
+    Weights of 8 bits are other weights: their logits may err by a tenth of the largest.
+    """
+    packed = pack(model, weights)
     random = torch.Generator().manual_seed(0)
     prompt = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), generator=random)
-    decoding = Decoding(model, *prefill(model, prompt), Sampling(temperature=0.0))
-    chosen, logits = zip(
-        *[(next(decoding), decoding.logits) for _ in range(ANSWER_TOKENS)], strict=True
-    )
-    text = torch.cat([prompt, torch.stack(chosen, 1)], 1)[:, :-1]
+    decoding = Decoding(packed, *prefill(packed, prompt), Sampling(temperature=0.0))
+    answer = [(next(decoding), decoding.logits) for _ in range(ANSWER_TOKENS)]
+    got = {"logits": torch.stack([logits for _, logits in answer], 1)}
+    text = torch.cat([prompt, torch.stack([token for token, _ in answer], 1)], 1)[:, :-1]
+    given = slice(PROMPT_TOKENS - 1, None)
+    plainly = deepcopy(model).to(torch.float32 if weights == "float32" else torch.bfloat16)
     with torch.inference_mode():
-        given = slice(PROMPT_TOKENS - 1, None)
-        exact = {"logits": deepcopy(model).double()(text, form="recurrent")[0][:, given]}
-        plain: Results = {form: {"logits": model(text, form=form)[0][:, given]} for form in PLAIN}
-    got = {"logits": torch.stack(logits, 1)}
-    return all_of([judge_plain(plain, exact), judge(got, exact, budgets(plain, exact))])
+        plain: Results = {form: {"logits": plainly(text, form=form)[0][:, given]} for form in PLAIN}
+        exact = {"logits": plainly.double()(text, form="recurrent")[0][:, given]}
+    allowed = budgets(plain, exact)
+    if weights == "int8":
+        allowed = {name: TENTH * truth.abs().max().item() for name, truth in exact.items()}
+    return all_of([judge_plain(plain, exact), judge(got, exact, allowed)])
 
 
 def gate_rows(who: str, logits: Tensor) -> Gate:

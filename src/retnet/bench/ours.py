@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retnet.bench.peers.roles import Opened, Prefiller, Speaker, Trainee, weight_bytes
+from retnet.bench.peers.roles import GreedySteps, Opened, Prefiller, Speaker, Trainee
 from retnet.model import Decoder, DecoderConfig, DecoderState, Sampling, select_rows, state_bytes
 from retnet.model.decoding import Decoding, prefill
 from retnet.model.scoring import score
+from retnet.model.steps import open_state, pack
+from retnet.ops.packed_linear import INT8_ROWS, Weights
 
 OURS = "retnet"
 ReadTexts = Callable[[int], tuple[Tensor, DecoderState]]
@@ -35,32 +37,52 @@ def trainee_of(model: Decoder, by: str = OURS) -> Trainee:
 def prefiller_of(model: Decoder, by: str = OURS) -> Prefiller:
     """Reads a prompt in chunks, as `retnet generate` does."""
 
+    kept = 0
+
     def read(tokens: Tensor) -> Tensor:
-        return prefill(model, tokens)[0][0]
+        nonlocal kept
+        logits, state = prefill(model, tokens)
+        kept = state_bytes(state)
+        return logits[0]
 
-    def kept_bytes(num_tokens: int) -> int:
-        return state_bytes(prefill(model, torch.zeros(1, num_tokens, dtype=torch.int64))[1])
-
-    return Prefiller(by, _dtype(model), model.num_parameters(), read, kept_bytes)
+    return Prefiller(by, _dtype(model), model.num_parameters(), read, lambda: kept)
 
 
-def speaker_of(model: Decoder, texts: "ReadTexts", by: str = OURS) -> Speaker:
+def speaker_of(
+    model: Decoder, texts: "ReadTexts", weights: Weights = "float32", by: str = OURS
+) -> Speaker:
     """Decodes as `retnet generate` does.
 
     Args:
-        model: in evaluation mode.
+        model: plain, in any dtype; it is packed.
         texts: gives the logits and the state, of one row, after so many tokens.
+        weights: how they are kept for steps.
         by: its name.
     """
+    packed = pack(model, weights)
 
-    def open_(context: int, rows: int, _steps: int) -> Opened:
+    def open_(context: int, rows: int, steps: int) -> Opened:
         logits, state = texts(context)
-        state = select_rows(state, [0] * rows)
-        kept = state_bytes(state)
-        return Opened(Decoding(model, logits.expand(rows, -1), state, GREEDY), kept)
+        logits, state = logits.expand(rows, -1), select_rows(state, [0] * rows)
+        size = model.num_parameters() * bytes_per_weight(weights, rows)
+        if by == OURS:
+            return Opened(Decoding(packed, logits, state, GREEDY), state_bytes(state), size)
+        opened = open_state(packed, state, steps)  # a cache that never has to grow
 
-    size = weight_bytes(model)
-    return Speaker(by, _dtype(model), model.num_parameters(), size, open_)
+        @torch.inference_mode()
+        def step(tokens: Tensor) -> Tensor:
+            nonlocal opened
+            h, opened = packed.hidden(tokens[:, None], opened)
+            return packed.head(h[:, 0])
+
+        return Opened(GreedySteps(step, logits), state_bytes(state), size)
+
+    return Speaker(by, weights, model.num_parameters(), open_)
+
+
+def bytes_per_weight(weights: Weights, rows: int) -> int:
+    """Bytes that a token of so many rows reads of each weight."""
+    return {"float32": 4, "bfloat16": 2, "int8": 1 if rows <= INT8_ROWS else 2}[weights]
 
 
 class Texts:

@@ -11,6 +11,9 @@ from retnet.hub import write_atomic
 
 _BLOCK = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
+BENCH_OF = {"machine": "ops", "reading": "prefill", "targets": "cpu"}
+"""What writes the records of a table that has another name."""
+
 
 def update_docs(page: Path, results: Path, pictures: Iterable[Path] = ()) -> bool:
     """Write each table between its markers, `<!-- begin: ops -->` and `<!-- end -->`.
@@ -41,7 +44,8 @@ def update_docs(page: Path, results: Path, pictures: Iterable[Path] = ()) -> boo
         if name not in TABLES:
             raise ValueError(f'{page}: no table "{name}"; name one of {", ".join(TABLES)}')
         table = TABLES[name](records)
-        text = table.markdown() if table.rows else f"No results yet: `retnet bench {name}`.\n"
+        command = f"retnet bench {BENCH_OF.get(name, name)}"
+        text = table.markdown() if table.rows else f"No results yet: `{command}`.\n"
         return f"{begin}\n{text}\n{end}"
 
     new = _BLOCK.sub(block, old)

@@ -21,6 +21,10 @@ from retnet.bench.machine import peak_mib, resident_mib
 from retnet.bench.sizes import TINY, ModelSize
 
 
+class WorkerFailed(RuntimeError):
+    """The process of one competitor ended before its work did."""
+
+
 class Apart(NamedTuple):
     """What a process of its own was seen to do.
 
@@ -48,7 +52,7 @@ def apart(who: str, case: TrainCase | PrefillCase, calls: int = 1) -> Apart:
     """Let `who` work alone in a new process, with as many threads as this one.
 
     Raises:
-        subprocess.CalledProcessError: the process failed; what it said is on standard error.
+        WorkerFailed: the process did; what it said is on standard error.
     """
     words = [type(case).__name__, who, json.dumps(asdict(case))]
     numbers = [str(calls), str(torch.get_num_threads())]
@@ -56,8 +60,13 @@ def apart(who: str, case: TrainCase | PrefillCase, calls: int = 1) -> Apart:
         [sys.executable, "-c", f"from {__name__} import report; report()", *words, *numbers],
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode != 0:
+        raise WorkerFailed(
+            f"{who} in a process of its own ended with status {done.returncode}; "
+            "-9 is the system's answer to too little memory"
+        )
     return Apart(*json.loads(done.stdout.splitlines()[-1]))
 
 

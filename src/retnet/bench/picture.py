@@ -1,8 +1,9 @@
 """What the pictures of the benches share: colours, frames, and names beside the lines."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from retnet.bench.record import Record
 from retnet.hub import write_atomic
@@ -14,38 +15,34 @@ if TYPE_CHECKING:
 GREY = "#6b7280"
 # Okabe and Ito's colours, which the colour-blind tell apart; each has its marker besides.
 LOOKS = {
-    "retnet": ("#0072B2", "o"),
-    "retnet with attention": ("#D55E00", "s"),
-    "transformers": ("#E69F00", "^"),
-    "llama.cpp": ("#009E73", "D"),
-    "torchscale": ("#CC79A7", "v"),
-    "rwkv": ("#7f7f7f", "P"),
+    "retnet": ("#0072B2", "o", "retnet"),
+    "retnet with attention": ("#D55E00", "s", "attention, ours"),
+    "transformers": ("#E69F00", "^", "Llama, transformers"),
+    "llama.cpp": ("#009E73", "D", "Llama, llama.cpp"),
+    "torchscale": ("#CC79A7", "v", "RetNet, torchscale"),
 }
-SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8"}
 
 
 class Line(NamedTuple):
     """A line of a picture.
 
     Attributes:
-        name: written at its end.
-        by: whose, a key of LOOKS at its beginning.
+        by: whose, a key of LOOKS at its beginning; its short name is written at the line's end.
         x: in order.
         y: as many.
-        dashed: for one of two lines of the same colour.
+        more: written after the name.
     """
 
-    name: str
     by: str
     x: Sequence[float]
     y: Sequence[float]
-    dashed: bool = False
+    more: str = ""
 
 
-def look(by: str) -> tuple[str, str]:
-    """Colour and marker of whose code it is; versions do not matter."""
-    name = max((name for name in LOOKS if by.startswith(name)), key=len, default="rwkv")
-    return LOOKS[name]
+def look(by: str) -> tuple[str, str, str]:
+    """Colour, marker and short name of whose code it is; versions do not matter."""
+    return LOOKS[max((name for name in LOOKS if by.startswith(name)), key=len)]
 
 
 def new_figure(width: float, height: float, title: str, records: Sequence[Record]) -> "Figure":
@@ -66,6 +63,8 @@ def new_figure(width: float, height: float, title: str, records: Sequence[Record
 
 def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) -> None:
     """Draw lines over a log axis of tokens, their names at their ends."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     lines = [line for line in lines if line.x]
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.set_xscale("log", base=2)
@@ -73,14 +72,14 @@ def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) 
     axes.set_xticks(thinned(ticks), [tokens_text(x) for x in thinned(ticks)])
     axes.tick_params(axis="x", which="minor", bottom=False)
     for line in lines:
-        color, marker = look(line.by)
-        style = "--" if line.dashed else "-"
-        axes.plot(line.x, line.y, color=color, marker=marker, markersize=5, linestyle=style)
+        color, marker, _ = look(line.by)
+        axes.plot(line.x, line.y, color=color, marker=marker, markersize=5)
     highest = max(max(line.y) for line in lines)
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, 1.12 * highest)
         axes.yaxis.set_major_formatter("{x:,g}")
@@ -100,9 +99,10 @@ def thinned(ticks: Sequence[float]) -> list[float]:
 
 def _name(axes: "Axes", lines: Sequence[Line]) -> None:
     """Write names right of the axes, at the height of the line's end, none above another."""
-    axes.figure.draw_without_rendering()  # places are known only then
+    figure = cast("Figure", axes.figure)
+    figure.draw_without_rendering()  # places are known only then
     low, high = axes.transAxes.transform([(0, 0), (0, 1)])[:, 1]
-    step = 13 * axes.figure.dpi / 100  # display units that a name takes
+    step = 13 * figure.dpi / 100  # display units that a name takes
     wanted = sorted(
         (float(axes.transData.transform((line.x[-1], line.y[-1]))[1]), number)
         for number, line in enumerate(lines)
@@ -111,7 +111,7 @@ def _name(axes: "Axes", lines: Sequence[Line]) -> None:
     for place, (_, number) in zip(places, wanted, strict=True):
         line = lines[number]
         axes.annotate(
-            line.name,
+            look(line.by)[2] + line.more,
             xy=(line.x[-1], line.y[-1]),
             xytext=(1.02, (place - low) / (high - low)),
             textcoords="axes fraction",
@@ -156,8 +156,13 @@ def tokens_text(count: float) -> str:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write the PNG, whole or not at all."""
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    """Write the PNG, whole or not at all, in 256 colours: small."""
+    from PIL import Image  # matplotlib needs it too
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    picture = Image.open(drawn).convert("RGB").quantize(256)
+    write_atomic(path, lambda temporary: picture.save(temporary, format="png", optimize=True))
 
 
 def of_bench(records: Iterable[Record], bench: str, path: Path, command: str) -> list[Record]:

@@ -1,19 +1,21 @@
 """Reading prompts: speed beside other people's decoders, and on and on without end alone."""
 
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from retnet.bench.cases import PREFILLS, QUICK_PREFILLS, QUICK_READS, READS, PrefillCase, ReadCase
 from retnet.bench.gates import all_of, gate_decoder, gate_finite, gate_size
 from retnet.bench.machine import resident_mib
 from retnet.bench.ours import OURS, fresh
-from retnet.bench.peak_memory import apart
+from retnet.bench.peak_memory import WorkerFailed, apart
 from retnet.bench.peers import PeerMissing
 from retnet.bench.peers.roles import Prefiller
 from retnet.bench.prefill_plot import plot_prefill
 from retnet.bench.prefillers import build, reading
-from retnet.bench.record import Gate, GateFailed
+from retnet.bench.record import GateFailed
 from retnet.bench.session import Session
 from retnet.bench.timing import Effort, Spread, alternate, milliseconds, rates, ratios
 from retnet.model import state_bytes
@@ -33,7 +35,7 @@ def bench_prefill(session: Session) -> None:
         session.begin(f"prompt {name}, {1 + len(case.rivals)} in turns")
         try:
             _compare(case, session)
-        except GateFailed as error:
+        except (GateFailed, WorkerFailed) as error:
             session.fail(f"prompt {name}", error)
     for case in texts.values():
         _read_on(case, session)
@@ -57,18 +59,19 @@ def _compare(case: PrefillCase, session: Session) -> None:
             session.skip(missing)
     sizes = {who: it.parameters for who, it in prefillers.items()}
     gate_size(sizes[OURS], sizes).require()
-    calls = {who: reading(it, case) for who, it in prefillers.items()}
+    logits: dict[str, Tensor] = {}
+    calls = {who: _keeping(logits, who, reading(it, case)) for who, it in prefillers.items()}
     seconds = alternate(calls, Effort(warmup=0, min_rounds=case.rounds, budget_s=0.0))
     for who, it in prefillers.items():
-        alone = apart(who, case)
-        finite = Gate(alone.finite, f"{it.by}: numbers are not finite")
         metrics = {
             "prompt_ms": milliseconds(seconds[who]),
             "tokens_per_s": rates(float(case.T), seconds[who]),
-            "kept_bytes": Spread.of([float(it.kept_bytes(case.T))]),
-            "peak_mib": Spread.of([alone.peak_mib]),
-            "peak_over_start_mib": Spread.of([alone.peak_mib - alone.start_mib]),
+            "kept_bytes": Spread.of([float(it.kept_bytes())]),
         }
+        if case.apart:
+            alone = apart(who, case)
+            metrics["peak_mib"] = Spread.of([alone.peak_mib])
+            metrics["peak_over_start_mib"] = Spread.of([alone.peak_mib - alone.start_mib])
         if who != OURS:
             metrics["time_over_retnet"] = ratios(seconds[who], seconds[OURS])
         fields = {
@@ -78,7 +81,17 @@ def _compare(case: PrefillCase, session: Session) -> None:
             "dtype": it.dtype,
             "T": case.T,
         }
+        finite = gate_finite({f"{it.by}: logits": logits[who]})
         session.recorder.add(BENCH, fields, metrics, all_of([finite, gate]))
+
+
+def _keeping(kept: dict[str, Tensor], who: str, call: Callable[[], Tensor]) -> Callable[[], None]:
+    """A call whose result is kept."""
+
+    def keep() -> None:
+        kept[who] = call()
+
+    return keep
 
 
 def _read_on(case: ReadCase, session: Session) -> None:

@@ -43,10 +43,10 @@ def _lines(prompts: list[Record], on: list[Record], metric: str, unit: float) ->
     theirs = dict.fromkeys((str(by), str(dtype)) for by, dtype, _ in found if by != "retnet")
     lines = [
         Line(
-            f"{by}, {SHORT[dtype]}",
             by,
             [float(T) for b, d, T in found if (b, d) == (by, dtype)],
             [m[metric].median / unit for (b, d, _), m in found.items() if (b, d) == (by, dtype)],
+            f", {SHORT[dtype]}",
         )
         for by, dtype in theirs
     ]
@@ -54,5 +54,5 @@ def _lines(prompts: list[Record], on: list[Record], metric: str, unit: float) ->
     for dtype in dict.fromkeys(str(dtype) for dtype, _ in ours):
         mine = {T: m for (d, T), m in ours.items() if d == dtype}
         values = [m[metric].median / unit for m in mine.values()]
-        lines.append(Line(f"retnet, {SHORT[dtype]}", "retnet", [float(T) for T in mine], values))
+        lines.append(Line("retnet", [float(T) for T in mine], values, f", {SHORT[dtype]}"))
     return lines

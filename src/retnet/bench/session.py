@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from retnet.bench.machine import provenance
 from retnet.bench.peers import PeerMissing
-from retnet.bench.record import GateFailed, Record, Recorder
+from retnet.bench.record import Record, Recorder
 from retnet.bench.timing import FULL, QUICK, SUITE
 
 Tell = Callable[[str, int, int], None]
@@ -15,13 +15,12 @@ Tell = Callable[[str, int, int], None]
 
 @runtime_checkable
 class Case(Protocol):
-    """What is measured.
+    """What is measured."""
 
-    Attributes:
-        suite: whether the suite of all benches measures it too.
-    """
-
-    suite: bool
+    @property
+    def suite(self) -> bool:
+        """Whether the suite of all benches measures it too."""
+        ...
 
 
 C = TypeVar("C", bound=Case)
@@ -37,7 +36,7 @@ class Session:
         recorder: takes results.
         skipped: what was left out because a peer or a library is missing, and how to get it.
         pictures: files drawn.
-        failed: cases that were not measured because their gate failed.
+        failed: cases that were not measured, and why.
     """
 
     def __init__(
@@ -91,6 +90,6 @@ class Session:
         else:
             self.pictures.append(picture)
 
-    def fail(self, what: str, error: GateFailed | str) -> None:
-        """Note a case whose gate failed; it has no record."""
+    def fail(self, what: str, error: Exception | str) -> None:
+        """Note a case that has no record, for its gate or its process failed."""
         self.failed.append(f"{what}: {error}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.model import DecoderConfig, LayerConfig
+from retnet.model.presets import attention_rival
 
 HEAD_WIDTH = 64  # of the attention decoders, as the Llamas of this size have it
 
@@ -50,15 +51,16 @@ class ModelSize:
         """Heads of the attention decoder: of width 64, and at least two."""
         return max(self.d_model // HEAD_WIDTH, 2)
 
+    def attention_config(self) -> DecoderConfig:
+        """The decoder with attention and as many parameters: its channel mixers are wider."""
+        return attention_rival(self.config(), head_size=self.d_model // self.attention_heads)
+
     @property
     def attention_ffn_width(self) -> int:
-        """Width inside the GLU that gives the attention decoder as many parameters as ours.
-
-        A layer of ours has 2 D^2 + 3 D (D_v + width), one of attention 4 D^2 + 3 D width. Rounded
-        to 32, the granule of the matrix units; that moves the whole by less than 1 %.
-        """
-        exact = self.value_width + self.ffn_width - 2 * self.d_model / 3
-        return 32 * round(exact / 32)
+        """Width inside the GLUs of that decoder."""
+        channel = self.attention_config().layers[0].channel
+        assert isinstance(channel, GLUConfig)
+        return channel.width
 
 
 SMALL = ModelSize()
@@ -66,9 +68,9 @@ MEDIUM = ModelSize(
     name="medium", d_model=768, value_width=1536, num_heads=3, ffn_width=1536, num_layers=6
 )
 TINY = ModelSize(
-    name="tiny",
-    d_model=24,
-    value_width=48,
+    name="tiny",  # widths are multiples of 16, as products of 8 bits want them
+    d_model=48,
+    value_width=96,
     num_heads=2,
     ffn_width=32,
     num_layers=2,

@@ -1,19 +1,22 @@
 """Speakers: who decodes, by name."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, get_args
 
 import torch
 
-from retnet.bench.ours import OURS, Texts, fresh, speaker_of
+from retnet.bench.ours import OURS, Texts, speaker_of
 from retnet.bench.peers import PeerMissing, attention, llama_cpp, llama_transformers, torchscale
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.session import Session
 from retnet.bench.sizes import ModelSize
 from retnet.model import Decoder
+from retnet.model.steps import pack
+from retnet.ops.packed_linear import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EXTRA = 64  # tokens that a text may go on for
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+EXTRA = 140  # tokens that a text may go on for
 
 
 class Room(NamedTuple):
@@ -37,15 +40,13 @@ RIVALS: dict[str, Callable[[ModelSize, Room], Speaker]] = {
 }
 
 
-def fresh_models(size: ModelSize) -> dict[str, Decoder]:
-    """Our decoder in each dtype."""
-    return {said: fresh(size.config(), dtype).eval() for said, dtype in DTYPES.items()}
+def our_speakers(model: Decoder) -> dict[str, Speaker]:
+    """Ours, with weights of each kind.
 
-
-def our_speakers(models: Mapping[str, Decoder]) -> dict[str, Speaker]:
-    """Ours; what the last of them reads is read for all, for states are float32 in every dtype."""
-    texts = Texts(list(models.values())[-1])
-    return {f"{OURS} {said}": speaker_of(model, texts) for said, model in models.items()}
+    States are float32 with all of them, so what one has read is read for all.
+    """
+    texts = Texts(pack(model, "bfloat16"))
+    return {f"{OURS} {kind}": speaker_of(model, texts, kind) for kind in WEIGHTS}
 
 
 def is_ours(name: str) -> bool:

@@ -20,6 +20,7 @@ from retnet.bench.table import (
     short_ratio,
     spread_text,
 )
+from retnet.bench.targets import targets_table
 from retnet.bench.timing import Spread
 
 
@@ -56,10 +57,10 @@ def train_table(records: Iterable[Record]) -> Table:
         rows.append(
             (
                 str(by),
-                spread_text(metrics["tokens_per_s"]),
+                number(metrics["tokens_per_s"].median),
                 share_text(metrics.get("share_of_matmul")),
-                number(metrics["peak_over_start_mib"].median),
-                short_ratio(metrics.get("step_time_over_retnet")),
+                number(peak.median) if (peak := metrics.get("peak_over_start_mib")) else "",
+                ratio_text(metrics.get("step_time_over_retnet")),
             )
         )
     columns = ("case", "code", "tokens/s", "of matmul peak", "memory, MiB", "its time / ours")
@@ -95,7 +96,7 @@ def prefill_table(records: Iterable[Record]) -> Table:
                 f"{by}, {dtype}",
                 spread_text(metrics["tokens_per_s"]),
                 mebibytes(metrics["kept_bytes"].median),
-                number(metrics["peak_over_start_mib"].median),
+                number(peak.median) if (peak := metrics.get("peak_over_start_mib")) else "",
                 ratio_text(metrics.get("time_over_retnet")),
             )
         )
@@ -128,7 +129,7 @@ def decode_table(records: Iterable[Record]) -> Table:
     fields = ("model", "context", "B", "by", "dtype")
     labels, rows = [], []
     for (model, context, B, by, dtype), metrics in pivot(records, *fields).items():
-        labels.append((str(model), f"context {context:,}", f"{B} row{'s' * (B != 1)}"))
+        labels.append((str(model), f"after {context:,}", f"B {B}"))
         rows.append(
             (
                 f"{by}, {dtype}",
@@ -208,4 +209,5 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "document": document_table,
     "kills": kills_table,
     "machine": machine_table,
+    "targets": targets_table,
 }

@@ -76,7 +76,7 @@ def alternate(
 def in_turns(
     competitors: Mapping[str, Callable[[], object]], turns: int, most_calls: int, most_s: float
 ) -> dict[str, list[float]]:
-    """Seconds of each competitor's calls, several at a time before the next one's turn.
+    """Seconds of a call, the mean of each turn: what is done once in some calls counts too.
 
     Each turn begins with a call that does not count: the others' turns took the caches.
 
@@ -87,20 +87,17 @@ def in_turns(
         most_s: seconds after which a turn ends, however few calls it had; at least one.
 
     Returns:
-        name -> seconds of its calls.
+        name -> a mean for each turn, all of equal length.
     """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
     for _ in range(turns):
         for name, call in competitors.items():
             call()
-            spent = 0.0
-            for _ in range(most_calls):
-                start = perf_counter()
+            calls, begin = 0, perf_counter()
+            while calls == 0 or (calls < most_calls and perf_counter() - begin < most_s):
                 call()
-                seconds[name].append(perf_counter() - start)
-                spent += seconds[name][-1]
-                if spent >= most_s:
-                    break
+                calls += 1
+            seconds[name].append((perf_counter() - begin) / calls)
     return seconds
 
 

@@ -35,15 +35,12 @@ def plot_train(records: Iterable[Record], path: Path) -> None:
     names = dict.fromkeys(str(by) for by, _ in found)
 
     def lines(metric: str, unit: float) -> list[Line]:
-        return [
-            Line(
-                name,
-                name,
-                [float(T) for by, T in found if by == name],
-                [m[metric].median / unit for (by, _), m in found.items() if by == name],
-            )
-            for name in names
-        ]
+        drawn = []
+        for name in names:
+            mine = {T: m for (by, T), m in found.items() if by == name and metric in m}
+            values = [m[metric].median / unit for m in mine.values()]
+            drawn.append(Line(name, [float(T) for T in mine], values))
+        return drawn
 
     draw_lines(left, "Tokens per second", lines("tokens_per_s", 1.0), log_y=False)
     memory = lines("peak_over_start_mib", 1024.0)

@@ -10,7 +10,7 @@ from retnet.bench.cases import QUICK_TRAINS, TRAINS, TrainCase
 from retnet.bench.gates import all_of, gate_decoder, gate_finite, gate_size
 from retnet.bench.machine import products
 from retnet.bench.ours import OURS
-from retnet.bench.peak_memory import apart
+from retnet.bench.peak_memory import WorkerFailed, apart
 from retnet.bench.peers import PeerMissing
 from retnet.bench.peers.roles import Trainee, num_parameters
 from retnet.bench.record import Gate, GateFailed
@@ -32,7 +32,7 @@ def bench_train(session: Session) -> None:
     for name, case in cases.items():
         try:
             bench_train_step(name, case, session)
-        except GateFailed as error:
+        except (GateFailed, WorkerFailed) as error:
             session.fail(f"training step {name}", error)
     session.draw("train.png", plot_train)
     session.end()
@@ -52,16 +52,15 @@ def bench_train_step(name: str, case: TrainCase, session: Session) -> None:
         if not runner.gate.passed:
             session.fail(f"training step {name}, {runner.by}", runner.gate.why)
             continue
-        # one that had no rivals is timed there
-        alone = apart(runner.who, case, calls=1 if case.rivals else 1 + case.rounds)
-        gate = all_of([runner.gate, Gate(alone.finite, f"{runner.by}: numbers are not finite")])
-        times = runner.times if case.rivals else alone.seconds[1:]
-        metrics = {
-            "step_ms": milliseconds(times),
-            "tokens_per_s": rates(float(case.B * case.T), times),
-            "peak_mib": Spread.of([alone.peak_mib]),
-            "peak_over_start_mib": Spread.of([alone.peak_mib - alone.start_mib]),
-        }
+        times, gate, metrics = runner.times, runner.gate, {}
+        if case.apart:  # one that had no rivals is timed there
+            alone = apart(runner.who, case, calls=1 if case.rivals else 1 + case.rounds)
+            gate = all_of([gate, Gate(alone.finite, f"{runner.by}: numbers are not finite")])
+            times = times or alone.seconds[1:]
+            metrics["peak_mib"] = Spread.of([alone.peak_mib])
+            metrics["peak_over_start_mib"] = Spread.of([alone.peak_mib - alone.start_mib])
+        metrics["step_ms"] = milliseconds(times)
+        metrics["tokens_per_s"] = rates(float(case.B * case.T), times)
         if runner.who != OURS:
             metrics["step_time_over_retnet"] = ratios(times, everyone[0].times)
         if runner.gflop is not None:

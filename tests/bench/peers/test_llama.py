@@ -20,10 +20,9 @@ def _llama_cpp() -> None:
 
 @pytest.mark.parametrize("size", [SMALL, MEDIUM, TINY], ids=lambda size: size.name)
 def test_attention_decoders_are_as_large_as_ours(size: ModelSize) -> None:
+    configs = size.config(), size.attention_config()
     with torch.device("meta"):
-        ours, theirs = (
-            Decoder(config).num_parameters() for config in (size.config(), attention.config(size))
-        )
+        ours, theirs = (Decoder(config).num_parameters() for config in configs)
     gate_size(ours, {"attention": theirs}).require()
 
 
@@ -42,7 +41,7 @@ def test_a_model_of_another_size_is_refused() -> None:
 def test_llama_of_transformers_has_our_attention_decoders_parameters() -> None:
     pytest.importorskip("transformers", reason=llama_transformers.INSTALL)
     theirs = llama_transformers.trainee(TINY).model
-    ours = Decoder(attention.config(TINY))
+    ours = Decoder(TINY.attention_config())
     assert sum(p.numel() for p in theirs.parameters()) == ours.num_parameters()
 
 
@@ -73,7 +72,7 @@ def test_our_attention_goes_on_from_a_filled_cache(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("_llama_cpp")
 def test_llama_cpp_has_our_attention_decoders_parameters_and_goes_on() -> None:
     speaker = llama_cpp.speaker(TINY, longest=130, rows=3)
-    assert speaker.parameters == Decoder(attention.config(TINY)).num_parameters()
+    assert speaker.parameters == Decoder(TINY.attention_config()).num_parameters()
     goes_on(speaker, context=40)
     goes_on(speaker, context=90)
 

@@ -1,44 +1,31 @@
 """Our own decoder with softmax attention in place of retention: PyTorch's attention kernels."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from retnet.bench.ours import fresh, prefiller_of, speaker_of, trainee_of
 from retnet.bench.peers.roles import Prefiller, Speaker, Trainee
 from retnet.bench.sizes import ModelSize
-from retnet.mixers import MIXERS
-from retnet.mixers.channel import GLUConfig
-from retnet.model import Decoder, DecoderConfig, DecoderState, LayerConfig
+from retnet.model import Decoder, DecoderState
 
 BY = "retnet with attention"
 
 
 def trainee(size: ModelSize) -> Trainee:
     """Trained as `retnet train` does."""
-    return trainee_of(fresh(config(size)), BY)
+    return trainee_of(fresh(size.attention_config()), BY)
 
 
 def prefiller(size: ModelSize, dtype: torch.dtype) -> Prefiller:
     """Reads a prompt in chunks, as `retnet generate` does."""
-    return prefiller_of(fresh(config(size), dtype).eval(), BY)
+    return prefiller_of(fresh(size.attention_config(), dtype).eval(), BY)
 
 
 def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
     """Decodes with a static cache, which is filled with random keys and values: no faster."""
-    model = fresh(config(size), dtype).eval()
-    return speaker_of(model, lambda context: _filled(model, context), BY)
-
-
-def config(size: ModelSize) -> DecoderConfig:
-    """The decoder with as many parameters as ours: narrower layers of attention, a wider GLU."""
-    layer = LayerConfig(
-        mixer=MIXERS["attention"](num_heads=size.attention_heads),  # pyright: ignore[reportCallIssue]
-        channel=GLUConfig(width=size.attention_ffn_width),
-        repeat=size.num_layers,
-    )
-    return replace(size.config(), layers=(layer,))
+    model = fresh(size.attention_config(), dtype).eval()
+    weights = "float32" if dtype == torch.float32 else "bfloat16"
+    return speaker_of(model, lambda context: _filled(model, context), weights, BY)
 
 
 @torch.inference_mode()

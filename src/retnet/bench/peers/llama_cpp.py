@@ -32,13 +32,16 @@ PAD = 256  # it rounds lengths of caches up to this
 def prefiller(size: ModelSize) -> Prefiller:
     """Reads a prompt in batches, and keeps its cache."""
     model = _Model(size)
+    kept = 0
 
     def read(tokens: Tensor) -> Tensor:
+        nonlocal kept
+        kept = _cache_bytes(size, tokens.shape[1])
         with_room = -(-tokens.shape[1] // PAD) * PAD
         model.reserve(with_room, 1)
         return model.read(tokens[0].tolist(), 0)
 
-    return Prefiller(model.name, DTYPE, model.parameters, read, lambda T: _cache_bytes(size, T))
+    return Prefiller(model.name, DTYPE, model.parameters, read, lambda: kept)
 
 
 def speaker(size: ModelSize, longest: int, rows: int) -> Speaker:
@@ -64,9 +67,9 @@ def speaker(size: ModelSize, longest: int, rows: int) -> Speaker:
             return model.step(tokens.tolist(), read - 1)
 
         kept = rows * _cache_bytes(size, context)
-        return Opened(GreedySteps(step, logits.expand(rows, -1)), kept)
+        return Opened(GreedySteps(step, logits.expand(rows, -1)), kept, model.weight_bytes)
 
-    return Speaker(model.name, DTYPE, model.parameters, model.weight_bytes, open_)
+    return Speaker(model.name, DTYPE, model.parameters, open_)
 
 
 def _nothing() -> None:

@@ -37,16 +37,15 @@ def prefiller(size: ModelSize, dtype: torch.dtype) -> Prefiller:
     """Reads a prompt in one pass and keeps its cache, as `generate` does."""
     model = _llama(size).eval().to(dtype)
 
+    kept = 0
+
     @torch.inference_mode()
     def read(tokens: Tensor) -> Tensor:
+        nonlocal kept
+        kept = _cache_bytes(size, dtype, tokens.shape[1])
         return model(input_ids=tokens, use_cache=True, logits_to_keep=1).logits[0, -1]
 
-    def kept_bytes(num_tokens: int) -> int:
-        return key_value_cache_bytes(
-            size.num_layers, size.d_model, num_tokens, bytes_per_value=dtype.itemsize
-        )
-
-    return Prefiller(_name(), _said(dtype), num_parameters(model), read, kept_bytes)
+    return Prefiller(_name(), _said(dtype), num_parameters(model), read, lambda: kept)
 
 
 def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
@@ -71,12 +70,18 @@ def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
             given = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True)
             return given.logits[:, -1]
 
-        kept_bytes = rows * key_value_cache_bytes(
-            size.num_layers, size.d_model, context, bytes_per_value=dtype.itemsize
+        kept_bytes = rows * _cache_bytes(size, dtype, context)
+        return Opened(
+            GreedySteps(step, torch.zeros(rows, size.vocab_size)), kept_bytes, weight_bytes(model)
         )
-        return Opened(GreedySteps(step, torch.zeros(rows, size.vocab_size)), kept_bytes)
 
-    return Speaker(_name(), _said(dtype), num_parameters(model), weight_bytes(model), open_)
+    return Speaker(_name(), _said(dtype), num_parameters(model), open_)
+
+
+def _cache_bytes(size: ModelSize, dtype: torch.dtype, num_tokens: int) -> int:
+    return key_value_cache_bytes(
+        size.num_layers, size.d_model, num_tokens, bytes_per_value=dtype.itemsize
+    )
 
 
 def _llama(size: ModelSize) -> Any:

@@ -30,14 +30,14 @@ class Prefiller(NamedTuple):
         parameters: number of them.
         read: reads tokens (1, T) as the beginning of a text, and gives the logits (V,) of the
             next token; what it keeps of the text is let go with the next call.
-        kept_bytes: state or cache after so many tokens.
+        kept_bytes: state or cache of the text read last.
     """
 
     by: str
     dtype: str
     parameters: int
     read: Callable[[Tensor], Tensor]
-    kept_bytes: Callable[[int], int]
+    kept_bytes: Callable[[], int]
 
 
 @runtime_checkable
@@ -61,10 +61,12 @@ class Opened(NamedTuple):
     Attributes:
         steps: gives the tokens.
         kept_bytes: state or cache of all rows, of which each token reads all.
+        weight_bytes: of the weights that each token reads.
     """
 
     steps: Steps
     kept_bytes: int
+    weight_bytes: int
 
 
 class Speaker(NamedTuple):
@@ -74,7 +76,6 @@ class Speaker(NamedTuple):
         by: whose code, with its version.
         dtype: of weights and activations.
         parameters: number of them.
-        weight_bytes: of what every token reads.
         open: `(context, rows, steps)`: that many texts of `context` tokens, of which at most
             `steps` more will be asked for. Only the last opened is used.
     """
@@ -82,7 +83,6 @@ class Speaker(NamedTuple):
     by: str
     dtype: str
     parameters: int
-    weight_bytes: int
     open: Callable[[int, int, int], Opened]
 
 

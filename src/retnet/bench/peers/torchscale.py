@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -140,7 +140,7 @@ def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
 
     In bfloat16 its decays and angles are rounded too, which changes what it computes, and no time.
     """
-    model = decoder(size).eval().to(dtype)
+    model: Any = decoder(size).eval().to(dtype)
 
     @torch.inference_mode()
     def open_(context: int, rows: int, steps: int) -> Opened:
@@ -171,11 +171,13 @@ def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
             return model(text[:, :read], incremental_state=state)[0][:, -1]
 
         kept_bytes = sum(layer["prev_key_value"].nbytes for layer in state.values())
-        return Opened(GreedySteps(step, torch.zeros(rows, size.vocab_size)), kept_bytes)
+        return Opened(
+            GreedySteps(step, torch.zeros(rows, size.vocab_size)), kept_bytes, weight_bytes(model)
+        )
 
     said = str(dtype).removeprefix("torch.")
     by = f"torchscale {version()}"
-    return Speaker(by, said, num_parameters(model), weight_bytes(model), open_)
+    return Speaker(by, said, num_parameters(model), open_)
 
 
 def decoder(size: ModelSize, chunk_size: int | None = None) -> nn.Module:
