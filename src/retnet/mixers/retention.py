@@ -174,7 +174,7 @@ class Retention(nn.Module):
         if x.dtype == torch.float16:  # o overflows float16 long before the head norm tames it
             q, k, v = q.float(), k.float(), v.float()
         q, k = self._rotate(q, k, layout)
-        log_decay = self._log_decay(layout, q.device)
+        log_decay = self.log_decay(layout, q.device)
         S = None if state is None else state.S
         chosen = self._choose(form, q.shape[1], S)
         o, S = retention(q, k, v, log_decay, S, layout=layout, form=chosen)
@@ -196,12 +196,12 @@ class Retention(nn.Module):
         )
         return rotate_both(q, k, tables, self.config.pairs)
 
-    def _log_decay(self, layout: Layout, device: torch.device) -> Tensor:
+    def log_decay(self, layout: Layout, device: torch.device) -> Tensor:
         """Computed, not stored: a buffer would follow the module into half precision."""
         config = self.config
         return layout.shared(
             ("log_decay", config.decay, config.num_heads),
-            lambda: log_decays(config.decay, config.num_heads).to(device),
+            lambda: log_decays(config.decay, config.num_heads, device),
         )
 
     def _choose(self, form: FormChoice, T: int, S: Tensor | None) -> Form:
@@ -266,8 +266,12 @@ class Retention(nn.Module):
         return y if g is None else gated(g, y.to(g.dtype))
 
 
-def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:
+def log_decays(
+    decay: str, num_heads: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, " H"]:
     """Logarithm of each head's decay, float64 (float32 would round heads 20 and up to no decay).
+
+    They are made on `device`, whatever the default is: a copy makes a GPU's host wait.
 
     Raises:
         ValueError: `decay` is none of pow2, linspace, constant:x with 0 < x <= 1.
@@ -275,7 +279,7 @@ def log_decays(decay: str, num_heads: int) -> Float[Tensor, " H"]:
     Source:
         pow2: arXiv:2307.08621 equation 8. linspace: its section 3.1.
     """
-    exact: Any = {"dtype": torch.float64, "device": "cpu"}  # also where a model is made on "meta"
+    exact: Any = {"dtype": torch.float64, "device": device}
     if decay == "pow2":
         return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, **exact))))
     if decay == "linspace":

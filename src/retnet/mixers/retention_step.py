@@ -7,7 +7,7 @@ model costs as much in calls as in arithmetic.
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from retnet.ops import Layout
@@ -58,7 +58,7 @@ def retention_step(
     if place == 0:
         cos, sin = layout.shared(
             ("retention_step", mixer.config, mixer.D_k, buffer.S.dtype),
-            lambda: _tables(mixer, layout.positions, len(x), buffer.S.dtype),
+            lambda: _tables(mixer, layout, len(x), buffer.S.dtype),
         )
     assert cos is not None
     assert sin is not None
@@ -67,28 +67,28 @@ def retention_step(
     v = v.to(buffer.S.dtype).view(len(x), mixer.config.num_heads, mixer.D_v)
     o, buffer = buffered_step(q, k, v, mixer.log_decays, buffer)
     if mixer.initial_S is not None:
-        decay = torch.tensor(mixer.log_decays, dtype=torch.float64, device=x.device)
-        o = o + initial_output(q[:, None], decay, mixer.initial_S, layout)[:, 0]
+        log_decay = mixer.log_decay(layout, x.device)
+        o = o + initial_output(q[:, None], log_decay, mixer.initial_S, layout)[:, 0]
     y = mixer.normalize_and_gate(o, None, *(gate.view(o.shape) for gate in g)).to(x.dtype)
     return mixer.outward(y.flatten(1))[0][:, None], OpenedRetention(buffer, cos, sin)
 
 
 def _tables(
-    mixer: "Retention", positions: Int[Tensor, "rows 1"], batch: int, dtype: torch.dtype
+    mixer: "Retention", layout: Layout, batch: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """What a buffer's queries and keys are multiplied by: rotation, scale of k, 1 / c_n for q.
 
     Retention is linear in q, so dividing it by c_n is dividing o. Cosine and sine have the shape
     of channels in pairs; the sine carries the sign of `(a cos - b sin, b cos + a sin)`.
     """
-    config = mixer.config
+    config, positions = mixer.config, layout.positions
     places = positions + torch.arange(CAPACITY, device=positions.device)  # rows places
     scale = torch.full_like(places, mixer.D_k**-0.5, dtype=torch.float64)
     factor = scale[..., None, None].repeat(1, 1, 2, config.num_heads)  # rows places 2 H
     factor[:, :, 0] = 1.0
     if config.score_norm != "none":
-        decays = torch.tensor(mixer.log_decays, dtype=torch.float64, device=positions.device)
-        factor[:, :, 0] = squared_decay_norm(places, decays).rsqrt()
+        log_decay = mixer.log_decay(layout, positions.device)
+        factor[:, :, 0] = squared_decay_norm(places, log_decay).rsqrt()
     if config.theta == "none":
         cos, sin = torch.ones_like(factor[..., None]), torch.zeros_like(factor[..., None])
         shape = (1, 1)

@@ -12,15 +12,19 @@ Theta = Literal["linspace", "rope", "none"]
 PairLayout = Literal["interleaved", "half"]
 
 
-def frequencies(theta: Theta, width: int, base: float = 10_000.0) -> Float[Tensor, " pairs"]:
+def frequencies(
+    theta: Theta, width: int, base: float = 10_000.0, device: torch.device | None = None
+) -> Float[Tensor, " pairs"]:
     """Angle per token of each channel pair, float64; `base` is 10000 in the sources.
+
+    They are made on `device`: a copy from the CPU would make a GPU's host wait.
 
     `rope`: 10000^(-2i/width) (Su et al. 2021, arXiv:2104.09864). `linspace`: the exponents reach
     -1 inclusive, 10000^(-i/(width/2 - 1)), as in the official RetNet code. The two tables differ
     by up to 7 % at width 256, so a checkpoint is tied to its own.
     """
     pairs = width // 2
-    i = torch.arange(pairs, dtype=torch.float64)
+    i = torch.arange(pairs, dtype=torch.float64, device=device)
     exponent = 2 * i / width if theta == "rope" else i / max(pairs - 1, 1)
     return base**-exponent
 
@@ -37,7 +41,7 @@ def rotation_tables(
     Angles are float64, because float32 loses 0.06 rad at position 1,000,000; only the finished
     tables are rounded to `dtype`.
     """
-    freq = frequencies(theta, width, base).to(positions.device)
+    freq = frequencies(theta, width, base, positions.device)
     angles = positions.double()[..., None, None] * freq
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
