@@ -47,14 +47,25 @@ SUITE = Effort(warmup=1, min_rounds=3, budget_s=2.0)
 QUICK = Effort(warmup=1, min_rounds=3, budget_s=0.1)
 
 
+def host_seconds(call: Callable[[], object]) -> float:
+    """Seconds of a call by the host's clock."""
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
 def alternate(
-    competitors: Mapping[str, Callable[[], object]], effort: Effort
+    competitors: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    clock: Callable[[Callable[[], object]], float] = host_seconds,
 ) -> dict[str, list[float]]:
     """Seconds of each competitor's calls, measured in the order A B A B ...
 
     Args:
-        competitors: name -> a call that returns when its work is done; at least one.
+        competitors: name -> a call that returns when its work is done, or when `clock` can time
+            it; at least one.
         effort: when to stop; a round is one call of each.
+        clock: makes a call and says how many seconds it took.
 
     Returns:
         name -> seconds, of equal length; entries at one index were measured next to each other.
@@ -66,9 +77,7 @@ def alternate(
     begin, rounds = perf_counter(), 0
     while rounds < effort.min_rounds or perf_counter() - begin < effort.budget_s:
         for name, call in competitors.items():
-            start = perf_counter()
-            call()
-            seconds[name].append(perf_counter() - start)
+            seconds[name].append(clock(call))
         rounds += 1
     return seconds
 
