@@ -20,6 +20,9 @@ LOOKS = {
     "transformers": ("#E69F00", "^", "Llama, transformers"),
     "llama.cpp": ("#009E73", "D", "Llama, llama.cpp"),
     "torchscale": ("#CC79A7", "v", "RetNet, torchscale"),
+    "flash-linear-attention": ("#CC79A7", "v", "flash-linear-attention"),
+    "attention (flash": ("#D55E00", "s", "attention (flash)"),
+    "attention (cudnn": ("#E69F00", "^", "attention (cudnn)"),
 }
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8"}
 

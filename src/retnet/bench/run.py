@@ -16,6 +16,7 @@ from rich.progress import (
 from retnet.bench.decode import bench_decode
 from retnet.bench.document import bench_document
 from retnet.bench.forms import bench_forms
+from retnet.bench.gpu import GPU_BENCHES, GPU_TABLES
 from retnet.bench.kills import bench_kills
 from retnet.bench.op import bench_ops
 from retnet.bench.prefill import bench_prefill
@@ -36,10 +37,18 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
     "prefill": bench_prefill,
     "document": bench_document,
     "kills": bench_kills,
+    **GPU_BENCHES,
 }
 IN_SUITE = ("ops", "train", "prefill", "decode")
-BENCHES = (SUITE, "ops", "train", "prefill", "decode", "forms", "document", "kills")
-SHOWN = {"ops": ("machine", "ops"), "prefill": ("prefill", "reading")}
+BENCHES = (
+    *(SUITE, "ops", "train", "prefill", "decode", "forms", "document", "kills"),
+    *GPU_BENCHES,
+)
+SHOWN = {
+    "ops": ("machine", "ops"),
+    "prefill": ("prefill", "reading"),
+    "gpu": tuple(GPU_TABLES),
+}
 """Tables of a bench that has others than the one of its name."""
 
 

@@ -5,6 +5,7 @@ CI can so compare the docs with the committed lines.
 
 from collections.abc import Callable, Iterable
 
+from retnet.bench.gpu.tables import GPU_TABLES
 from retnet.bench.record import Record, Scalar
 from retnet.bench.table import (
     Key,
@@ -210,4 +211,5 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "kills": kills_table,
     "machine": machine_table,
     "targets": targets_table,
+    **GPU_TABLES,
 }

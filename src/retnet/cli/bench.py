@@ -9,6 +9,8 @@ NAME is one of
   forms     how far the forms of a model disagree, in three precisions
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
+  gpu       ops, train and decode on a CUDA device: ten minutes; one of them
+            alone is gpu-ops, gpu-train or gpu-decode
 
 Example: retnet bench forms --quick
 """
