@@ -16,6 +16,9 @@ CHUNKS_TOGETHER = 8
 """Chunks whose products are computed at once: large ones are quicker, and what they add to the
 head's gradient is added up in float32 less often."""
 
+GPU_CHUNK_ELEMENTS = 1 << 28
+"""Logits computed at once on a GPU, which needs large products: a GiB in float32."""
+
 
 def linear_cross_entropy(
     h: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"]
@@ -48,8 +51,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             d_weight = torch.zeros_like(weight, dtype=exact)
         minus_one = h.new_full((), -1, dtype=exact)
-        rows = max(1, CHUNK_ELEMENTS // len(weight))
-        together = rows * CHUNKS_TOGETHER
+        elements, chunks = (
+            (GPU_CHUNK_ELEMENTS, 1) if h.is_cuda else (CHUNK_ELEMENTS, CHUNKS_TOGETHER)
+        )
+        rows = max(1, elements // len(weight))
+        together = rows * chunks
         logits = h.new_empty(min(rows, len(h)), len(weight), dtype=exact)
         products = h.new_empty(min(together, len(h)), len(weight))
         for h_g, targets_g, d_h_g in zip(
