@@ -1,6 +1,7 @@
 """Blocks of tokens that fit a CPU's cache: several operations then cost one pass over memory."""
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -38,8 +39,7 @@ def blocks(*tensors: Tensor | None, scratch: Sequence[torch.dtype] = ()) -> Iter
     if first.device.type == "cpu" and first.nbytes > BLOCK_BYTES:
         size = max(1, BLOCK_BYTES * first.shape[dim] // first.nbytes)
     spare = [torch.empty_like(first.narrow(dim, 0, size), dtype=dtype) for dtype in scratch]
-    for start in range(0, first.shape[dim], size):
-        length = min(size, first.shape[dim] - start)
-        yield [None if t is None else t.narrow(dim, start, length) for t in tensors] + [
-            t.narrow(dim, 0, length) for t in spare
-        ]
+    views = [repeat(None) if t is None else t.split(size, dim) for t in tensors]
+    for block in zip(*views, strict=False):
+        length = block[0].shape[dim]  # type: ignore[union-attr]
+        yield [*block, *(t.narrow(dim, 0, length) if length < size else t for t in spare)]
