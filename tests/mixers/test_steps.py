@@ -42,7 +42,7 @@ def stepped(module: Any, x: torch.Tensor) -> tuple[list[torch.Tensor], list[Any]
 @every_stepper
 @torch.no_grad()
 def test_steps_on_an_opened_state_equal_one_pass(name: str, fields: dict[str, Any]) -> None:
-    module = build(name, fields)
+    module: Any = build(name, fields)
     outputs, _, want = stepped(module, rows(BEFORE + STEPS))
     torch.testing.assert_close(torch.cat(outputs, 1), want, rtol=1e-9, atol=1e-9)
 
@@ -52,7 +52,8 @@ def test_steps_on_an_opened_state_equal_one_pass(name: str, fields: dict[str, An
 def test_every_opened_state_closes_to_the_plain_one_even_later(
     name: str, fields: dict[str, Any]
 ) -> None:
-    module, x = build(name, fields), rows(BEFORE + STEPS)
+    module: Any = build(name, fields)
+    x = rows(BEFORE + STEPS)
     _, states, _ = stepped(module, x)
     for at in (0, 3, CAPACITY - 1, CAPACITY, STEPS - 1):
         T = BEFORE + at + 1
@@ -66,7 +67,8 @@ def test_every_opened_state_closes_to_the_plain_one_even_later(
 @every_stepper
 @torch.no_grad()
 def test_opening_modifies_nothing(name: str, fields: dict[str, Any]) -> None:
-    module, x = build(name, fields), rows(BEFORE + 3)
+    module: Any = build(name, fields)
+    x = rows(BEFORE + 3)
     _, state = module(x[:, :BEFORE], None, Layout.of(B, BEFORE), "auto")
     kept = [leaf.clone() for leaf in state]
     opened = module.open_state(state, 3)
@@ -82,7 +84,8 @@ def test_opening_modifies_nothing(name: str, fields: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_rows_may_stand_at_different_positions(positions: list[int]) -> None:
     name, fields = cases()[0]
-    module, x = build(name, fields), rows(4)
+    module: Any = build(name, fields)
+    x = rows(4)
     _, state = module(x[:, :1], None, Layout.of(B, 1, position=torch.tensor(positions)), "auto")
     opened, plain = module.open_state(state, 3), state
     for n in range(1, 4):
@@ -94,7 +97,7 @@ def test_rows_may_stand_at_different_positions(positions: list[int]) -> None:
 
 @torch.no_grad()
 def test_a_learned_initial_state_counts_in_steps_too() -> None:
-    module = build("retention", {"num_heads": 2, "initial_state": True})
+    module: Any = build("retention", {"num_heads": 2, "initial_state": True})
     assert module.initial_S.abs().max() > 0
     outputs, _, want = stepped(module, rows(BEFORE + CAPACITY + 2))
     torch.testing.assert_close(torch.cat(outputs, 1), want, rtol=1e-9, atol=1e-9)
@@ -103,7 +106,7 @@ def test_a_learned_initial_state_counts_in_steps_too() -> None:
 @pytest.mark.parametrize(("name", "fields"), cases())
 @torch.no_grad()
 def test_packed_branches_give_what_they_gave(name: str, fields: dict[str, Any]) -> None:
-    module = build(name, fields).float()
+    module: Any = build(name, fields).float()
     assert isinstance(module, Packs)
     x = rows(7).float()
     want, _ = module(x, None, Layout.of(B, 7), "auto")

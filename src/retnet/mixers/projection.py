@@ -56,9 +56,9 @@ class JointLinear:
                 f"{', '.join(self._names)} are {kinds}, with biases, hooks or types that differ; "
                 "only plain linear layers can be packed: merge adapters into them first"
             )
-        biases = [linear.bias for linear in linears if linear.bias is not None]
-        weight = torch.cat([linear.weight for linear in linears])
-        self._packed = PackedLinear(weight, torch.cat(biases) if biases else None, weights)
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        rows: list[Tensor] = [linear.weight for linear in linears]
+        self._packed = PackedLinear(torch.cat(rows), torch.cat(biases) if biases else None, weights)
         self._widths = [linear.out_features for linear in linears]
 
     def _linears(self) -> list[nn.Linear]:

@@ -100,7 +100,8 @@ def _tables(
     cos = (cos * factor[..., None]).unflatten(-1, shape)
     sin = (sin * factor[..., None]).unflatten(-1, shape)
     sin = torch.cat((-sin, sin), axis)
-    return tuple(table.to(dtype).expand(batch, *table.shape[1:]) for table in (cos, sin))
+    cos, sin = (table.to(dtype).expand(batch, *table.shape[1:]) for table in (cos, sin))
+    return cos, sin
 
 
 def _turn(

@@ -64,9 +64,11 @@ class PackedLinear:
 
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
         """Multiply rows in the packed dtype."""
-        if self._int8 is not None and x.numel() <= self._int8_numel:
+        if self._int8 is not None and self._scale is not None and x.numel() <= self._int8_numel:
             flat = x if x.dim() == 2 else x.reshape(-1, self.shape[1])
-            y = torch._weight_int8pack_mm(flat, self._int8, self._scale)[:, : self.shape[0]]
+            y = torch.ops.aten._weight_int8pack_mm.default(flat, self._int8, self._scale)[
+                :, : self.shape[0]
+            ]
             y = y if self._bias is None else y + self._bias
             return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.shape[0])
         if self._onednn is not None:
