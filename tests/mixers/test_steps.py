@@ -107,9 +107,9 @@ def test_a_learned_initial_state_counts_in_steps_too() -> None:
 @torch.no_grad()
 def test_packed_branches_give_what_they_gave(name: str, fields: dict[str, Any]) -> None:
     module: Any = build(name, fields).float()
-    assert isinstance(module, Packs)
+    packs: Packs = module
     x = rows(7).float()
     want, _ = module(x, None, Layout.of(B, 7), "auto")
-    module.pack("float32")
+    packs.pack("float32")
     got, _ = module(x, None, Layout.of(B, 7), "auto")
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
