@@ -9,8 +9,10 @@ NAME is one of
   forms     how far the forms of a model disagree, in three precisions
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
-  gpu       ops, train and decode on a CUDA device: ten minutes; one of them
-            alone is gpu-ops, gpu-train or gpu-decode
+  gpu       the next three on a CUDA device: ten minutes
+  gpu-ops     retention alone, beside flash-linear-attention and attention
+  gpu-train   training steps of 1.3 billion parameters, beside attention
+  gpu-decode  decoding with 6.7 billion, likewise
 
 Example: retnet bench forms --quick
 """
