@@ -70,4 +70,4 @@ def _over_batches(found: Found, at: int) -> list[Line]:
 
 
 def _drawn(lines: dict[Scalar, dict[int, float]]) -> list[Line]:
-    return [Line(str(by), str(by), [*map(float, at)], [*at.values()]) for by, at in lines.items()]
+    return [Line(str(by), [*map(float, at)], [*at.values()]) for by, at in lines.items()]

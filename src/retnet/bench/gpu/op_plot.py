@@ -43,4 +43,4 @@ def _lines(records: list[Record], passes: str) -> list[Line]:
     for (by, T, B, H), metrics in pivot(mine, "by", "T", "B", "H").items():
         token_heads = int(T) * int(B) * int(H)
         found.setdefault(by, {})[int(T)] = 1e6 * metrics[f"{passes}_ms"].median / token_heads
-    return [Line(str(by), str(by), [*map(float, at)], [*at.values()]) for by, at in found.items()]
+    return [Line(str(by), [*map(float, at)], [*at.values()]) for by, at in found.items()]
