@@ -80,6 +80,7 @@ PUBLIC: dict[str, list[str]] = {
         "concat_rows",
         "copy_state",
         "generate",
+        "pack",
         "preset",
         "select_rows",
         "state_bytes",

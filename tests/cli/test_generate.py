@@ -9,6 +9,8 @@ from retnet.cli.status import FAILED, OK
 from retnet.hub import load
 from retnet.model.generation import Completion, generate
 from retnet.model.sampling import Sampling
+from retnet.model.steps import pack
+from retnet.ops.packed_linear import Weights
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -47,6 +49,16 @@ def test_every_setting_reaches_the_library(run: Run, checkpoint: Path) -> None:
         "generate", checkpoint, "--prompt", "x", "--max-tokens", 40, "--seed", 3, *words
     )
     assert out == completion.text + "\n"
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_weights_may_be_packed(run: Run, checkpoint: Path, weights: Weights) -> None:
+    model, tokenizer = load(checkpoint)
+    sampling = Sampling(temperature=0.0)
+    [[want]] = generate(pack(model, weights), tokenizer, ["def "], max_tokens=9, sampling=sampling)
+    words = ("generate", checkpoint, "--prompt", "def ", "--max-tokens", 9, "--temperature", 0)
+    status, out, _ = run(*words, "--weights", weights)
+    assert (status, out) == (OK, want.text + "\n")
 
 
 def test_several_samples_come_one_after_the_other(run: Run, checkpoint: Path) -> None:

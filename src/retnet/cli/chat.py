@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from retnet.cli.options import Adapter, Checkpoint, SamplingOptions, parse
+from retnet.cli.options import (
+    Adapter,
+    Checkpoint,
+    SamplingOptions,
+    WeightsChoice,
+    packed,
+    parse,
+)
 from retnet.cli.pace import Pace
 from retnet.cli.screen import show_piece
 
@@ -44,6 +51,7 @@ class Options:
     checkpoint: Checkpoint
     """Folder that `retnet demo` or `retnet train` wrote."""
     adapter: Adapter = ""
+    weights: WeightsChoice = "saved"
     max_tokens: Annotated[int, arg(metavar="N")] = 200
     """Tokens to write at most in a turn."""
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
@@ -63,7 +71,8 @@ def main(words: Sequence[str]) -> None:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  (it gives input() editing and history)
 
-    chat = Chat(*load(options.checkpoint, adapter=options.adapter or None), options)
+    model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
+    chat = Chat(packed(model, options.weights), tokenizer, options)
     print(GREETING)
     for typed in _typed():
         if typed == "/quit":

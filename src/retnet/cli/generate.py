@@ -12,7 +12,14 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from retnet.cli.options import Adapter, Checkpoint, SamplingOptions, parse
+from retnet.cli.options import (
+    Adapter,
+    Checkpoint,
+    SamplingOptions,
+    WeightsChoice,
+    packed,
+    parse,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +29,7 @@ class Options:
     checkpoint: Checkpoint
     """Folder that `retnet demo` or `retnet train` wrote."""
     adapter: Adapter = ""
+    weights: WeightsChoice = "saved"
     prompt: Annotated[str, arg(metavar="TEXT")] = ""
     """What to continue; "-" reads standard input."""
     max_tokens: Annotated[int, arg(metavar="N")] = 200
@@ -46,6 +54,7 @@ def main(words: Sequence[str]) -> None:
 
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
+    model = packed(model, options.weights)
     pace = Pace()
 
     def show(_prompt: int, sample: int, piece: str) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
+    from retnet.model import Decoder
     from retnet.model.sampling import Sampling
 
 Options = TypeVar("Options")
@@ -19,6 +20,19 @@ Adapter = Annotated[
     str, arg(metavar="FOLDER", help="Fine-tuned adapter of that model, if not CHECKPOINT itself.")
 ]
 """A second one, that changes the first; empty for none."""
+
+WeightsChoice = Annotated[
+    Literal["saved", "float32", "bfloat16", "int8"],
+    arg(help="Weights as saved, or packed for a CPU: smaller is faster, int8 a little less exact."),
+]
+"""How a command that writes text keeps the model's weights."""
+
+
+def packed(model: "Decoder", weights: str) -> "Decoder":
+    """The model, with its weights as was asked for."""
+    from retnet.model.steps import pack
+
+    return model if weights == "saved" else pack(model, weights)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from retnet.model.generation import Completion, Session, generate, stream
 from retnet.model.presets import PRESETS, preset
 from retnet.model.sampling import Sampling
 from retnet.model.state import DecoderState, concat_rows, copy_state, select_rows, state_bytes
+from retnet.model.steps import pack
 
 __all__ = [
     "PRESETS",
@@ -19,6 +20,7 @@ __all__ = [
     "concat_rows",
     "copy_state",
     "generate",
+    "pack",
     "preset",
     "select_rows",
     "state_bytes",

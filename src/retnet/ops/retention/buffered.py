@@ -84,7 +84,8 @@ def _weights(
     decays: tuple[float, ...], m: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """From each of m tokens to the last, (H, 1, m), and from the state before them, (H, 1, 1)."""
-    log_decay = torch.tensor(decays, dtype=torch.float64)[:, None, None]
-    after = torch.arange(m - 1, -1, -1, dtype=torch.float64)
-    within, from_start = (log_decay * after).exp(), (log_decay * m).exp()
-    return within.to(device, dtype), from_start.to(device, dtype)
+    with torch.inference_mode(False):  # the cache outlives the mode it was filled in
+        log_decay = torch.tensor(decays, dtype=torch.float64)[:, None, None]
+        after = torch.arange(m - 1, -1, -1, dtype=torch.float64)
+        within, from_start = (log_decay * after).exp(), (log_decay * m).exp()
+        return within.to(device, dtype), from_start.to(device, dtype)
