@@ -59,11 +59,12 @@ def test_resident_memory_grows_with_what_is_held() -> None:
         assert resident_mib() - before > 200
 
 
-def test_ceilings_are_rates_of_both_dtypes_and_of_copying() -> None:
+def test_ceilings_are_rates_of_both_dtypes_of_copying_and_of_reading() -> None:
     found = measure_ceilings(Effort(0, 2, 0.0), width=64, copy_mib=1)
     assert set(found) == {
         "float32/matmul_gflops",
         "bfloat16/matmul_gflops",
         "copy_gb_per_s",
+        "read_gb_per_s",
     }
     assert all(spread.median > 0 and spread.n == 2 for spread in found.values())

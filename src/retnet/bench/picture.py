@@ -144,7 +144,7 @@ def spread_out(places: Sequence[float], step: float, low: float, high: float) ->
     return moved
 
 
-def tokens_text(count: float) -> str:
+def tokens_text(count: int | float) -> str:
     """A number of tokens, briefly: 512, 8k, 1M.
 
     Example:

@@ -1,6 +1,7 @@
 """Linear layers that read the same input, computed as one product."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,7 @@ class JointLinear:
         self._packed = PackedLinear(torch.cat(rows), torch.cat(biases) if biases else None, weights)
         self._widths = [linear.out_features for linear in linears]
 
-    def _linears(self) -> list[nn.Linear]:
+    def _linears(self) -> list[Any]:
         return [getattr(self._owner, name) for name in self._names]
 
 
