@@ -225,6 +225,23 @@ def test_strided_inputs_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
+def test_decays_with_gaps_between_them_are_read_as_they_stand(form: str) -> None:
+    case = random_case((1, 5, 2, 16, 16), dtype=F32)
+    wide = torch.stack((case.log_decay, torch.full_like(case.log_decay, -9.0)), 1)
+    got = op(case._replace(log_decay=wide[:, 0]), form, None)
+    torch.testing.assert_close(got, op(case, form, None), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
+def test_a_batch_of_no_rows_gives_none(form: str) -> None:
+    rows = torch.zeros(0, 5, 2, 16, device=DEVICE, requires_grad=True)
+    log_decay = torch.zeros(2, device=DEVICE)
+    o, S = retention(rows, rows, rows, log_decay, form=form, backend="triton")  # type: ignore[arg-type]
+    assert (o.shape, S.shape) == ((0, 5, 2, 16), (0, 2, 16, 16))
+    assert torch.autograd.grad(o.sum(), rows)[0].shape == rows.shape
+
+
+@pytest.mark.parametrize("form", ["chunkwise", "recurrent"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_offsets_beyond_32_bits(form: str, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, tokens or heads two thousand million elements apart: memory is only touched there."""

@@ -78,11 +78,12 @@ def cut(T: int, programs: int, processors: int, chunk: int) -> Cut:
 
     Args:
         T: tokens of a row.
-        programs: rows times heads times slices: what runs at the same time without a cut.
+        programs: rows times heads times slices: what runs at the same time without a cut; 0 of an
+            empty batch.
         processors: of the chip (streaming multiprocessors), each with one program at a time.
         chunk: tokens of a chunk; segments are whole chunks.
     """
-    most = min(-(-processors // programs), T // SEGMENT_TOKENS)
+    most = min(-(-processors // max(programs, 1)), T // SEGMENT_TOKENS)
     best = min(
         range(1, max(most, 1) + 1),
         key=lambda n: -(-programs * n // processors) / n * (SWEEPS if n > 1 else 1),
@@ -127,7 +128,7 @@ def recurrent(
 ) -> tuple[Tensor, Tensor]:
     """One token after the other, in float32 with the state on chip."""
     check(q, v)
-    return _Retention.apply(q, k, v, state, log_decay, *masks(layout), None)
+    return _Retention.apply(q, k, v, state, log_decay.contiguous(), *masks(layout), None)
 
 
 def chunkwise(
@@ -167,7 +168,7 @@ def chunkwise(
     slices = min(-(-D // role.columns) for D, role in zip((D_v, D_k), roles, strict=True))
     longest = chunk_size or max(role.chunk for role in roles)
     launch = Launch(chunk_size, cut(T, B * H * slices, processors, longest))
-    return _Retention.apply(q, k, v, state, log_decay, *masks(layout), launch)
+    return _Retention.apply(q, k, v, state, log_decay.contiguous(), *masks(layout), launch)
 
 
 class Launch(NamedTuple):
@@ -217,7 +218,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> T
     check(q, v)
     o = _empty(v)
     with torch.cuda.device_of(q):
-        _walk_tokens(q, k, v, o, state, state, log_decay, None, False)
+        _walk_tokens(q, k, v, o, state, state, log_decay.contiguous(), None, False)
     return o
 
 
