@@ -38,7 +38,8 @@ def cuda_capture(step: Callable[[], object]) -> Callable[[], None]:
 
     Raises:
         ValueError: there is no CUDA device.
-        RuntimeError: the step does what cannot be recorded; PyTorch's message says what.
+        RuntimeError: the step does what cannot be recorded; PyTorch's message says what. Random
+            numbers of the device then begin again from its seed.
     """
     if not torch.cuda.is_available():
         raise ValueError(
@@ -51,9 +52,24 @@ def cuda_capture(step: Callable[[], object]) -> Callable[[], None]:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except BaseException:
+        _replace_generator()
+        raise
     return graph.replay
+
+
+def _replace_generator() -> None:
+    """Give the device's generator a state of its own, with the same seed.
+
+    PyTorch lets a recording take part in that state. One that breaks off may not let go of it, and
+    then nothing random runs on the device any more: "Offset increment outside graph capture".
+    """
+    device = torch.cuda.current_device()
+    fresh = torch.Generator(torch.device("cuda", device)).manual_seed(torch.cuda.initial_seed())
+    torch.cuda.default_generators[device].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class GraphedDecoder:
