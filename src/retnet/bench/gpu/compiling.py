@@ -81,17 +81,19 @@ def compile_all(
         for job in jobs
     }
     seconds: dict[Job, float | None] = dict.fromkeys(jobs)
-    while running and time.perf_counter() - begin < limit_s:
-        for job, process in list(running.items()):
-            if process.poll() is not None:
-                del running[job]
-                if process.returncode == 0:
-                    seconds[job] = time.perf_counter() - begin
-        time.sleep(0.05)
-    for job, process in running.items():
-        process.kill()
-        process.wait()
-        seconds[job] = math.inf
+    try:
+        while running and time.perf_counter() - begin < limit_s:
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    if process.returncode == 0:
+                        seconds[job] = time.perf_counter() - begin
+            time.sleep(0.05)
+    finally:  # also when someone interrupts: they would go on with the GPU
+        for job, process in running.items():
+            process.kill()
+            process.wait()
+            seconds[job] = math.inf
     return seconds
 
 

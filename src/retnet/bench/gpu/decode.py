@@ -22,8 +22,10 @@ from retnet.model import Decoder, DecoderState
 from retnet.model.cuda_graph import WARM_UPS, GraphedDecoder
 from retnet.model.decoder import Layer
 from retnet.ops.attention import AttentionState
+from retnet.ops.retention.buffered import CAPACITY
 
 BENCH = "gpu/decode"
+CHECKED = CAPACITY + 4  # recorded steps that are judged: more than a buffer's round
 NOT_JUDGED = Gate(True, "nothing was computed that could be wrong")
 
 
@@ -85,7 +87,7 @@ def decode_part(quick: bool) -> Part:
         for B in case.batches
         for context in case.contexts
     ]
-    return Part([*steps, Step("giving back memory", models.drop, 0.0)], 0.0 if quick else 110.0)
+    return Part([*steps, Step("giving back memory", models.drop, 0.0)], 0.0 if quick else 150.0)
 
 
 def bench_context(
@@ -170,10 +172,10 @@ def _graph(
 
 
 def _can_record(bench: Bench, model: Decoder, who: str, B: int) -> bool:
-    """Whether three recorded steps after a few tokens compute what eager ones do; notes if not."""
+    """Whether recorded steps after a few tokens compute what eager ones do; notes if not."""
     if bench.capture is None:
         return False
-    room = WARM_UPS + 8
+    room = max(CHECKED, WARM_UPS + 2)
     tokens = torch.arange(B, device=bench.device)
     recorded, state = (random_state(model, B, 8, room)[0] for _ in range(2))
     try:
@@ -182,10 +184,10 @@ def _can_record(bench: Bench, model: Decoder, who: str, B: int) -> bool:
         bench.session.skip(f"{who} was not decoded as CUDA graphs: {one_line(error)}")
         return False
     graphed.load(state)
-    got = {str(i): graphed(tokens).clone() for i in range(3)}
+    got = {str(i): graphed(tokens).clone() for i in range(CHECKED)}
     want: dict[str, Tensor] = {}
     with torch.inference_mode():
-        for i in range(3):
+        for i in range(CHECKED):
             logits, state = model(tokens[:, None], state)
             want[str(i)] = logits[:, -1]
     gate = agree(got, want, "eager steps")
@@ -214,7 +216,7 @@ def _room(case: DecodeCase) -> int:
 def random_state(model: Decoder, B: int, context: int, room: int) -> tuple[DecoderState, int]:
     """The state of B rows that have read `context` tokens, of random numbers, opened for `room`.
 
-    Layer by layer, so that no more is held twice than one layer's.
+    Layer by layer from the shapes of one row, so that no more is held twice than one layer's.
 
     Returns:
         The state, and the bytes of what it holds of these tokens.
@@ -222,12 +224,12 @@ def random_state(model: Decoder, B: int, context: int, room: int) -> tuple[Decod
     held = 0
     device = model.embed_tokens.weight.device
     random = torch.Generator(device).manual_seed(0)
-    _, one = model(torch.zeros(B, 1, dtype=torch.int64, device=device))
+    _, one = model(torch.zeros(1, 1, dtype=torch.int64, device=device))
 
     def fill(branch: Any, plain: Any) -> Any:
         if plain is None:
             return None
-        sizes = [list(leaf.shape) for leaf in plain]
+        sizes = [[B, *leaf.shape[1:]] for leaf in plain]
         if isinstance(plain, AttentionState):
             for size in sizes:
                 size[2] = context  # one slot for each token
@@ -245,4 +247,4 @@ def random_state(model: Decoder, B: int, context: int, room: int) -> tuple[Decod
         tuple(fill(*pair) for pair in zip(cast(Layer, layer).branches, states, strict=True))
         for layer, states in zip(model.layers, one.layers, strict=True)
     )
-    return DecoderState(torch.full_like(one.position, context), layers), held
+    return DecoderState(one.position.new_full((B,), context), layers), held

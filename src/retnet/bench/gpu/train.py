@@ -51,7 +51,7 @@ def train_part(quick: bool) -> Part:
         for case in cases
         for who in WHO
     ]
-    return Part(steps, 0.0 if quick else 80.0)
+    return Part(steps, 0.0 if quick else 100.0)
 
 
 def _name(case: TrainCase, who: str) -> str:
