@@ -16,6 +16,7 @@ from retnet.bench import (
     op,
     prefill,
     prefillers,
+    run,
     run_bench,
     show_bench,
     speakers,
@@ -32,6 +33,8 @@ from retnet.bench.record import Gate, read_records
 from retnet.bench.run import IN_SUITE, SUITE
 from retnet.bench.session import Session
 from retnet.bench.sizes import SMALL, TINY
+from retnet.bench.timing import Spread
+from retnet.bench.train_plot import plot_train
 from retnet.hub import save_checkpoint
 from retnet.model import Decoder
 from retnet.ops import retention
@@ -118,6 +121,29 @@ def test_the_suite_is_its_benches_in_a_row(tmp_path: Path) -> None:
     }
     assert all(table.rows for table in result.tables)
     assert {path.name for path in result.pictures} <= {"train.png", "prefill.png", "decode.png"}
+
+
+def test_a_bench_that_breaks_does_not_take_the_suite_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> NoReturn:
+        raise RuntimeError("no room for 8 rows")
+
+    def draws(session: Session, *_: object) -> None:
+        machine_s = {"seconds": Spread.of([1.0])}
+        session.recorder.add("machine", {}, machine_s, Gate(True, "none needed"))
+        session.draw("train.png", plot_train)
+
+    for name in ("ops", "prefill"):
+        monkeypatch.setitem(run.OF_CASES, name, breaks)
+    monkeypatch.setitem(run.OF_CASES, "train", draws)
+    monkeypatch.setitem(run.OF_A_CHECKPOINT, "decode", draws)
+    result = run_bench(SUITE, out=tmp_path, quick=True)
+    assert result.failed == [f"{n}: RuntimeError: no room for 8 rows" for n in ("ops", "prefill")]
+    assert len(result.records) == 2
+    assert result.skipped[0].startswith("no picture: no train/step records to draw train.png from")
+    with pytest.raises(RuntimeError, match="no room"):
+        run_bench("ops", out=tmp_path, quick=True)
 
 
 @pytest.mark.parametrize("cases", [OPS, TRAINS, PREFILLS, READS, DECODES])

@@ -11,7 +11,7 @@ from retnet.bench.timing import Spread
 PANELS = (
     ("Tokens per second", "tokens_per_s", 1.0),
     ("Latency, ms", "token_ms", 1.0),
-    ("Weights and what is kept of the text, MiB", "memory", 2.0**20),
+    ("Weights and state, MiB", "memory", 2.0**20),
 )
 
 Found = Mapping[Key, Mapping[str, Spread]]

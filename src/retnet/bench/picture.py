@@ -16,6 +16,7 @@ GREY = "#6b7280"
 # Okabe and Ito's colours, which the colour-blind tell apart; each has its marker besides.
 LOOKS = {
     "retnet": ("#0072B2", "o", "retnet"),
+    "retnet, on and on": ("#56B4E9", ".", "retnet, on and on"),
     "retnet with attention": ("#D55E00", "s", "attention, ours"),
     "transformers": ("#E69F00", "^", "Llama, transformers"),
     "llama.cpp": ("#009E73", "D", "Llama, llama.cpp"),
@@ -65,10 +66,13 @@ def new_figure(width: float, height: float, title: str, records: Sequence[Record
 
 
 def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) -> None:
-    """Draw lines over a log axis of tokens, their names at their ends."""
+    """Draw lines over a log axis of tokens, their names at their ends; no axes without lines."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     lines = [line for line in lines if line.x]
+    if not lines:
+        axes.set_axis_off()
+        return
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.set_xscale("log", base=2)
     ticks = sorted({x for line in lines for x in line.x})

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from retnet.bench.ours import OURS
 from retnet.bench.picture import SHORT, Line, draw_lines, new_figure, save
 from retnet.bench.record import Record
 from retnet.bench.table import millions, pivot
@@ -38,21 +39,13 @@ def plot_prefill(records: Iterable[Record], path: Path) -> None:
 
 
 def _lines(prompts: list[Record], on: list[Record], metric: str, unit: float) -> list[Line]:
-    """Peers by their prompts, ours by the text that goes on and on."""
+    """Everyone by their prompts; ours also by the text that goes on and on."""
     found = pivot(prompts, "by", "dtype", "T")
-    theirs = dict.fromkeys((str(by), str(dtype)) for by, dtype, _ in found if by != "retnet")
-    lines = [
-        Line(
-            by,
-            [float(T) for b, d, T in found if (b, d) == (by, dtype)],
-            [m[metric].median / unit for (b, d, _), m in found.items() if (b, d) == (by, dtype)],
-            f", {SHORT[dtype]}",
-        )
-        for by, dtype in theirs
+    reading = {(f"{OURS}, on and on", d, T): m for (d, T), m in pivot(on, "dtype", "T").items()}
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for (by, dtype, T), metrics in (found | reading).items():
+        values.setdefault((str(by), str(dtype)), {})[int(T)] = metrics[metric].median / unit
+    return [
+        Line(by, [*map(float, at)], [*at.values()], f", {SHORT[dtype]}")
+        for (by, dtype), at in values.items()
     ]
-    ours = pivot(on, "dtype", "T")
-    for dtype in dict.fromkeys(str(dtype) for dtype, _ in ours):
-        mine = {T: m for (d, T), m in ours.items() if d == dtype}
-        values = [m[metric].median / unit for m in mine.values()]
-        lines.append(Line("retnet", [float(T) for T in mine], values, f", {SHORT[dtype]}"))
-    return lines

@@ -100,10 +100,15 @@ def run_bench(
     session = Session(out, quick=quick, suite=name == SUITE, progress=progress)
     parts = IN_SUITE if name == SUITE else (name,)
     for part in parts:
-        if part in OF_A_CHECKPOINT:
-            OF_A_CHECKPOINT[part](session, checkpoint)
-        else:
-            OF_CASES[part](session)
+        try:
+            if part in OF_A_CHECKPOINT:
+                OF_A_CHECKPOINT[part](session, checkpoint)
+            else:
+                OF_CASES[part](session)
+        except Exception as error:  # a peer's own, or too little memory: the others must still run
+            if len(parts) == 1:
+                raise
+            session.fail(part, f"{type(error).__name__}: {error}")
     records = session.recorder.records
     tables = [TABLES[table](records) for part in parts for table in SHOWN.get(part, (part,))]
     return BenchResult(records, tables, session.skipped, session.failed, session.pictures)

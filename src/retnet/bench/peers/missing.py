@@ -29,7 +29,7 @@ def import_peer(module: str, peer: str, install: str) -> ModuleType:
         install: the shell command that installs the package.
 
     Raises:
-        PeerMissing: it, or a module that it needs, is not installed.
+        PeerMissing: it, or a module that it needs, is not installed, or does not load.
     """
     try:
         return importlib.import_module(module)
@@ -37,6 +37,8 @@ def import_peer(module: str, peer: str, install: str) -> ModuleType:
         missing = error.name is not None and module.split(".")[0] == error.name.split(".")[0]
         reason = "is not installed" if missing else f"lacks the module {error.name}"
         raise PeerMissing(peer, reason, install) from error
+    except (ImportError, OSError, RuntimeError) as error:  # another version's, or a library's own
+        raise PeerMissing(peer, f"does not load ({error})", install) from error
 
 
 def peer_version(peer: str, install: str) -> str:

@@ -87,15 +87,17 @@ class Speaker(NamedTuple):
 
 
 class GreedySteps:
-    """Steps of a function from tokens (B,) to logits (B, V)."""
+    """Steps of a function from tokens (B,) to logits (B, V): for each one call and one choice."""
 
     def __init__(self, step: Callable[[Tensor], Tensor], logits: Float[Tensor, "B V"]) -> None:
         self.logits = logits
         self._step = step
+        self._chosen = logits.argmax(-1)
 
     def __next__(self) -> Int[Tensor, " B"]:
-        self.logits = self._step(self.logits.argmax(-1))
-        return self.logits.argmax(-1)
+        self.logits = self._step(self._chosen)
+        self._chosen = self.logits.argmax(-1)
+        return self._chosen
 
 
 def num_parameters(model: nn.Module) -> int:
