@@ -27,6 +27,7 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
             "bias": True,
         },
         {"num_heads": 1, "decay": "linspace", "head_norm": "none", "norm_eps": 1e-5},
+        {"num_heads": 2, "key_width": 10, "theta": "none"},  # nothing turns: D_k may be odd
     ],
     "attention": [
         {"num_heads": 3},

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from itertools import islice
 
 import pytest
@@ -9,8 +10,9 @@ from retnet.model.config import DecoderConfig, LayerConfig
 from retnet.model.decoder import Decoder
 from retnet.model.decoding import ROOM, Decoding, prefill
 from retnet.model.sampling import Sampling
-from retnet.model.state import state_tensors
+from retnet.model.state import state_tensors, with_tensors
 from retnet.model.steps import close_state, open_state, pack
+from retnet.ops.retention.buffered import CAPACITY
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -27,6 +29,37 @@ def test_decoding_across_reopened_states_equals_reading_what_it_wrote(tiny_model
     got = state_tensors(decoding.state)
     for name, leaf in state_tensors(want_state).items():
         torch.testing.assert_close(got[name], leaf, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_under_autocast_states_stay_as_exact_as_without_opened_ones(
+    tiny_model: Decoder, dtype: torch.dtype
+) -> None:
+    model = deepcopy(tiny_model).float()
+    with torch.autocast("cpu", dtype):
+        logits, want = prefill(model, torch.tensor([[1, 2, 3]]))
+        decoding = Decoding(model, logits, want, GREEDY)
+        for token in islice(decoding, 2 * CAPACITY + 3):
+            before = want
+            want = model.hidden(token[:, None], want)[1]
+        state = decoding.state
+    for name, leaf in state_tensors(before).items():
+        got = state_tensors(state)[name]
+        assert got.dtype == leaf.dtype
+        if got.is_floating_point():
+            assert_close = torch.testing.assert_close
+            assert_close(got, leaf, rtol=0, atol=float(leaf.abs().max()) * torch.finfo(dtype).eps)
+
+
+@torch.inference_mode()
+def test_rows_that_share_the_memory_of_a_state_can_go_on(tiny_model: Decoder) -> None:
+    logits, state = prefill(tiny_model, torch.tensor([[1, 2, 3]]))
+    shared = {name: leaf.expand(3, *leaf.shape[1:]) for name, leaf in state_tensors(state).items()}
+    alone = Decoding(tiny_model, logits, state, GREEDY)
+    rows = Decoding(tiny_model, logits.expand(3, -1), with_tensors(state, shared), GREEDY)
+    for one, three in islice(zip(alone, rows, strict=True), CAPACITY + 2):
+        assert three.tolist() == one.tolist() * 3
 
 
 @torch.inference_mode()

@@ -109,6 +109,9 @@ def _turn(
 ) -> tuple[Float[Tensor, "B H D_k"], ...]:
     """Queries and keys turned together; the other channel of each pair is its flip."""
     interleaved = mixer.config.pairs == "interleaved"
+    if mixer.config.theta == "none":  # nothing turns, and D_k may be odd
+        x = qk.view(len(qk), 2, mixer.config.num_heads, mixer.D_k)
+        return (x * cos[..., 0]).unbind(1)
     half = mixer.D_k // 2
     pairs = (half, 2) if interleaved else (2, half)
     x = qk.view(len(qk), 2, mixer.config.num_heads, *pairs)

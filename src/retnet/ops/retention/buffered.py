@@ -1,5 +1,6 @@
 """Steps that write the state once in many tokens (README.md, "A buffer of tokens")."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Buffer(NamedTuple):
 def empty_buffer(S: Float[Tensor, "B H D_k D_v"]) -> Buffer:
     """A state, and no token since."""
     B, H, D_k, D_v = S.shape
+    S = S.contiguous()  # rows may be one row in memory
     return Buffer(S, S.new_empty(B, H, 0, D_k), S.new_empty(B, H, 0, D_v))
 
 
@@ -43,7 +45,7 @@ def buffered_step(
     decays: tuple[float, ...],
     buffer: Buffer,
 ) -> tuple[Float[Tensor, "B H D_v"], Buffer]:
-    """The recurrence for one token: reads S and writes nothing as large.
+    """The recurrence for one token: reads S and writes nothing as large, in S's dtype.
 
     Args:
         q: query, in S's dtype.
@@ -60,11 +62,12 @@ def buffered_step(
     values = torch.cat((buffer.v, v[:, :, None]), 2)
     m = keys.shape[2]
     within, from_start = _weights(decays, m, q.dtype, q.device)
-    scores = torch.bmm(q.reshape(B * H, 1, D_k), keys.view(B * H, m, D_k).mT)
-    scores = scores.view(B, H, 1, m) * within
-    decayed = (q[:, :, None] * from_start).view(B * H, 1, D_k)
-    o = torch.bmm(decayed, buffer.S.view(B * H, D_k, -1))
-    o.baddbmm_(scores.view(B * H, 1, m), values.view(B * H, m, -1))
+    with _as_given(q.device):
+        scores = torch.bmm(q.reshape(B * H, 1, D_k), keys.view(B * H, m, D_k).mT)
+        scores = scores.view(B, H, 1, m) * within
+        decayed = (q[:, :, None] * from_start).view(B * H, 1, D_k)
+        o = torch.bmm(decayed, buffer.S.view(B * H, D_k, -1))
+        o.baddbmm_(scores.view(B * H, 1, m), values.view(B * H, m, -1))
     return o.view(B, H, -1), Buffer(buffer.S, keys, values)
 
 
@@ -75,8 +78,17 @@ def settle(buffer: Buffer, decays: tuple[float, ...]) -> Float[Tensor, "B H D_k 
     if m == 0:
         return S
     to_end, from_start = _weights(decays, m, S.dtype, S.device)
-    update = (keys * to_end.mT).mT @ values
+    with _as_given(S.device):
+        update = (keys * to_end.mT).mT @ values
     return update.addcmul_(S, from_start)
+
+
+def _as_given(device: torch.device) -> AbstractContextManager[object]:
+    """Products in the dtype of their factors, whatever autocast would make of them."""
+    # entering costs as much as a small product, so only where there is something to turn off
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 @cache
