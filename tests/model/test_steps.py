@@ -39,6 +39,7 @@ def test_under_autocast_states_stay_as_exact_as_without_opened_ones(
     model = deepcopy(tiny_model).float()
     with torch.autocast("cpu", dtype):
         logits, want = prefill(model, torch.tensor([[1, 2, 3]]))
+        before = want
         decoding = Decoding(model, logits, want, GREEDY)
         for token in islice(decoding, 2 * CAPACITY + 3):
             before = want

@@ -81,8 +81,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d_model, kv_width, bias=config.bias)
         self.v_proj = nn.Linear(d_model, kv_width, bias=config.bias)
         self.o_proj = nn.Linear(d_model, d_model, bias=config.bias)
-        self.inward = JointLinear(self, ("q_proj", "k_proj", "v_proj"))
-        self.outward = JointLinear(self, ("o_proj",))
+        self.inward = JointLinear("q_proj", "k_proj", "v_proj")
+        self.outward = JointLinear("o_proj")
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -105,19 +105,19 @@ class Attention(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002  (a softmax has one form)
     ) -> tuple[Float[Tensor, "B T D"], AttentionState | StaticCache]:
         """Mix T tokens; see `Branch` for the contract."""
-        q, k, v = (y.unflatten(-1, (-1, self.D_k)) for y in self.inward(x))
+        q, k, v = (y.unflatten(-1, (-1, self.D_k)) for y in self.inward(self, x))
         if self.config.position == "rope":
             q, k = self._rotate(q, k, layout)
         if isinstance(state, StaticCache):
             o, state = state.step(q, k, v, layout)
         else:
             o, state = attention(q, k, v, state, layout=layout)
-        return self.outward(o.flatten(2))[0], state
+        return self.outward(self, o.flatten(2))[0], state
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
-        self.inward.pack(weights)
-        self.outward.pack(weights)
+        self.inward.pack(self, weights)
+        self.outward.pack(self, weights)
 
     def open_state(self, state: AttentionState, tokens: int) -> StaticCache:
         """Copy the state and make room for `tokens` more; see `Steps`."""

@@ -33,8 +33,8 @@ class GLU(nn.Module):
         self.gate_proj = nn.Linear(d_model, config.width, bias=False)
         self.up_proj = nn.Linear(d_model, config.width, bias=False)
         self.down_proj = nn.Linear(config.width, d_model, bias=False)
-        self.inward = JointLinear(self, ("gate_proj", "up_proj"))
-        self.outward = JointLinear(self, ("down_proj",))
+        self.inward = JointLinear("gate_proj", "up_proj")
+        self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -45,8 +45,8 @@ class GLU(nn.Module):
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
-        self.inward.pack(weights)
-        self.outward.pack(weights)
+        self.inward.pack(self, weights)
+        self.outward.pack(self, weights)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""
@@ -60,8 +60,8 @@ class GLU(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
-        gate, up = self.inward(x)
-        return self.outward(gated(gate, up, self.activation))[0], state
+        gate, up = self.inward(self, x)
+        return self.outward(self, gated(gate, up, self.activation))[0], state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,8 @@ class FFN(nn.Module):
             nn.LayerNorm(config.width, config.norm_eps) if config.inner_norm else nn.Identity()
         )
         self.down_proj = nn.Linear(config.width, d_model)
-        self.inward = JointLinear(self, ("up_proj",))
-        self.outward = JointLinear(self, ("down_proj",))
+        self.inward = JointLinear("up_proj")
+        self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float) -> None:
@@ -109,8 +109,8 @@ class FFN(nn.Module):
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
-        self.inward.pack(weights)
-        self.outward.pack(weights)
+        self.inward.pack(self, weights)
+        self.outward.pack(self, weights)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""
@@ -124,8 +124,8 @@ class FFN(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Mix the channels of each token; see `Branch` for the contract."""
-        [up] = self.inward(x)
-        return self.outward(self.inner_norm(activate(up, self.activation)))[0], state
+        [up] = self.inward(self, x)
+        return self.outward(self, self.inner_norm(activate(up, self.activation)))[0], state
 
 
 def _reset(linear: nn.Linear, gain: float) -> None:

@@ -121,8 +121,8 @@ class Retention(nn.Module):
         shape = config.num_heads, self.D_k, self.D_v
         self.initial_S = nn.Parameter(torch.zeros(shape)) if config.initial_state else None
         inward = ("q_proj", "k_proj", "v_proj") + ("g_proj",) * config.gate
-        self.inward = JointLinear(self, inward)
-        self.outward = JointLinear(self, ("o_proj",))
+        self.inward = JointLinear(*inward)
+        self.outward = JointLinear("o_proj")
         self.log_decays = tuple(log_decays(config.decay, config.num_heads).tolist())
         self.reset_parameters(1.0)
 
@@ -157,8 +157,8 @@ class Retention(nn.Module):
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
-        self.inward.pack(weights)
-        self.outward.pack(weights)
+        self.inward.pack(self, weights)
+        self.outward.pack(self, weights)
 
     def forward(
         self,
@@ -170,7 +170,9 @@ class Retention(nn.Module):
         """Mix T tokens; see `Branch` for the contract."""
         if isinstance(state, OpenedRetention):
             return retention_step(self, x, state, layout)
-        q, k, v, *gate = (y.unflatten(-1, (self.config.num_heads, -1)) for y in self.inward(x))
+        q, k, v, *gate = (
+            y.unflatten(-1, (self.config.num_heads, -1)) for y in self.inward(self, x)
+        )
         if x.dtype == torch.float16:  # o overflows float16 long before the head norm tames it
             q, k, v = q.float(), k.float(), v.float()
         q, k = self._rotate(q, k, layout)
@@ -182,7 +184,7 @@ class Retention(nn.Module):
             o = o + initial_output(q, log_decay, self.initial_S, layout)
         squared = self._score_norm(q, k, log_decay, state, layout, chosen)
         y = self.normalize_and_gate(o, squared, *gate).to(x.dtype)
-        return self.outward(y.flatten(2))[0], RetentionState(S)
+        return self.outward(self, y.flatten(2))[0], RetentionState(S)
 
     def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Give q and k the same rotation: the dot product itself conjugates one of them."""

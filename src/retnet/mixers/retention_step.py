@@ -62,7 +62,7 @@ def retention_step(
         )
     assert cos is not None
     assert sin is not None
-    q, k, v, *g = mixer.inward(x[:, 0])
+    q, k, v, *g = mixer.inward(mixer, x[:, 0])
     q, k = _turn(torch.cat((q, k), -1).to(buffer.S.dtype), cos[:, place], sin[:, place], mixer)
     v = v.to(buffer.S.dtype).view(len(x), mixer.config.num_heads, mixer.D_v)
     o, buffer = buffered_step(q, k, v, mixer.log_decays, buffer)
@@ -70,7 +70,7 @@ def retention_step(
         log_decay = mixer.log_decay(layout, x.device)
         o = o + initial_output(q[:, None], log_decay, mixer.initial_S, layout)[:, 0]
     y = mixer.normalize_and_gate(o, None, *(gate.view(o.shape) for gate in g)).to(x.dtype)
-    return mixer.outward(y.flatten(1))[0][:, None], OpenedRetention(buffer, cos, sin)
+    return mixer.outward(mixer, y.flatten(1))[0][:, None], OpenedRetention(buffer, cos, sin)
 
 
 def _tables(

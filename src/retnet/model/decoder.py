@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from retnet.mixers import Branch, BranchConfig
-from retnet.mixers.projection import JointLinear
+from retnet.mixers.projection import JointLinear, is_watched
 from retnet.model.config import DecoderConfig
 from retnet.model.norm import RMSNorm
 from retnet.model.state import DecoderState
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.outward = JointLinear(self, ("lm_head",))
+        self.outward = JointLinear("lm_head")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of hidden vectors."""
-        return self.outward(h)[0]
+        return self.outward(self, h)[0]
 
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied head counted once; without embeddings and head if asked."""
@@ -236,7 +236,7 @@ def _norm(config: DecoderConfig) -> nn.Module:
 
 def _add_norm(norm: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
     """The residual stream x + y, and what the next branch reads of it."""
-    if isinstance(norm, RMSNorm):
+    if isinstance(norm, RMSNorm) and not is_watched(norm):
         return norm.after(x, y, _autocast_dtype(x))
     x = x if y is None else _add(x, y)
     return x, norm(x)

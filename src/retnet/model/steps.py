@@ -57,7 +57,7 @@ def pack(model: Decoder, weights: Weights) -> Decoder:
         for branch in cast(Layer, layer).branches:
             if isinstance(branch, Packs):
                 branch.pack(weights)
-    copy.outward.pack(weights)
+    copy.outward.pack(copy, weights)
     return copy
 
 
