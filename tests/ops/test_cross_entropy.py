@@ -133,3 +133,12 @@ def test_a_target_outside_the_vocabulary_is_an_error(target: int) -> None:
     targets[1] = target
     with pytest.raises((RuntimeError, IndexError, ValueError)):
         linear_cross_entropy(h, weight, targets)
+
+
+def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, weight, targets = arguments(9)
+    asked = linear_cross_entropy(h, weight, targets)
+    monkeypatch.setattr(torch, "zeros_like", None)  # what gradients begin with
+    with torch.no_grad():
+        total = linear_cross_entropy(h.requires_grad_(), weight.requires_grad_(), targets)
+    torch.testing.assert_close(total, asked)

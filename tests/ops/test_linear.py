@@ -85,6 +85,16 @@ def test_any_of_them_may_be_frozen(frozen: int) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_one_vector_has_gradients_too() -> None:
+    x, *weights = (t.requires_grad_() for t in arguments((3, 8), T=1))
+    got, want = (
+        torch.autograd.grad(sum(y.square().sum() for y in function(x[0, 0], *weights)), [x, *weights])  # type: ignore[arg-type]
+        for function in (products, plainly)
+    )
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_an_output_that_nobody_uses_has_a_gradient_of_zero() -> None:
     x, *weights = (t.requires_grad_() for t in arguments((3, 8)))
     first, _ = products(x, *weights)

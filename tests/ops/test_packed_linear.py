@@ -72,3 +72,11 @@ def test_copies_share_what_never_changes() -> None:
 def test_a_weight_elsewhere_is_refused() -> None:
     with pytest.raises(ValueError, match="the weight is on meta; packed products are for CPUs"):
         PackedLinear(torch.empty(4, 4, device="meta"), None, "bfloat16")
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_rows_may_lie_in_any_order_in_memory(kind: str) -> None:
+    x, weight, b = given((3,))
+    x = x if kind == "float32" else x.bfloat16()
+    packed = PackedLinear(weight, b, kind)  # type: ignore[arg-type]
+    torch.testing.assert_close(packed(x.mT.contiguous().mT), packed(x), rtol=0, atol=0)

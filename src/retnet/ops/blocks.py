@@ -27,8 +27,8 @@ def blocks(*tensors: Tensor | None, scratch: Sequence[torch.dtype] = ()) -> Iter
     Off the CPU there is one block, all tokens: launches cost more there than passes.
 
     Args:
-        tensors: (B, T, ...), equal in T; (rows, D) and (D,) work as well. None stays None. The
-            first is one of the largest.
+        tensors: (B, T, ...), equal in T; (rows, D) work as well, and (D,) as one block. None stays
+            None. The first is one of the largest.
         scratch: for each dtype one more tensor of the first one's shape follows, whose memory
             every block uses again: it stays in the cache, where a new tensor would not be.
     """
@@ -36,7 +36,7 @@ def blocks(*tensors: Tensor | None, scratch: Sequence[torch.dtype] = ()) -> Iter
     assert first is not None
     dim = max(0, min(1, first.ndim - 2))
     size = first.shape[dim] if first.ndim else 1
-    if first.device.type == "cpu" and first.nbytes > BLOCK_BYTES:
+    if first.device.type == "cpu" and first.nbytes > BLOCK_BYTES and first.ndim > 1:
         size = max(1, BLOCK_BYTES * first.shape[dim] // first.nbytes)
     spare = [torch.empty_like(first.narrow(dim, 0, size), dtype=dtype) for dtype in scratch]
     views = [repeat(None) if t is None else t.split(size, dim) for t in tensors]

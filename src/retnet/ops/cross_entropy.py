@@ -37,6 +37,8 @@ def linear_cross_entropy(
     dtype = h.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
+    if not torch.is_grad_enabled():  # a parameter would have its gradient computed all the same
+        h, weight = h.detach(), weight.detach()
     with torch.autocast(device, enabled=False):
         return _LinearCrossEntropy.apply(h.to(dtype), weight.to(dtype), targets)
 

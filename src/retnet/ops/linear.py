@@ -50,8 +50,11 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, *joint = ctx.saved_tensors
         need_x, *need = ctx.needs_input_grad
-        rows = x.flatten(0, -2)
-        gs = [_side_by_side([grads[i].flatten(0, -2) for i in group]) for group in ctx.groups]
+        rows = x.reshape(-1, x.shape[-1])  # also of one vector
+        gs = [
+            _side_by_side([grads[i].reshape(-1, grads[i].shape[-1]) for i in group])
+            for group in ctx.groups
+        ]
         d_x: Tensor | None = None
         d_weights: list[Tensor | None] = []
         with torch.autocast(x.device.type, enabled=False):

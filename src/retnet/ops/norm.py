@@ -141,7 +141,7 @@ class _AddRMSNorm(torch.autograd.Function):
             torch.mul(total_b, inverse_b, out=u)  # the unit that the derivation calls y
             torch.mul(g, u, out=gu)
             if d_weight is not None:
-                d_weight += gu.flatten(0, -2).sum(0, dtype=d_weight.dtype)
+                d_weight += gu.reshape(-1, gu.shape[-1]).sum(0, dtype=d_weight.dtype)
                 g.mul_(w)
                 torch.mul(g, u, out=gu)
             g.addcmul_(u, gu.mean(-1, keepdim=True), value=-1)

@@ -65,7 +65,7 @@ class PackedLinear:
     def __call__(self, x: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows N"]:
         """Multiply rows in the packed dtype."""
         if self._int8 is not None and self._scale is not None and x.numel() <= self._int8_numel:
-            flat = x if x.dim() == 2 else x.reshape(-1, self.shape[1])
+            flat = (x if x.dim() == 2 else x.reshape(-1, self.shape[1])).contiguous()
             y = torch.ops.aten._weight_int8pack_mm.default(flat, self._int8, self._scale)[
                 :, : self.shape[0]
             ]
