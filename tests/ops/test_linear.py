@@ -88,7 +88,7 @@ def test_any_of_them_may_be_frozen(frozen: int) -> None:
 def test_one_vector_has_gradients_too() -> None:
     x, *weights = (t.requires_grad_() for t in arguments((3, 8), T=1))
     got, want = (
-        torch.autograd.grad(sum(y.square().sum() for y in function(x[0, 0], *weights)), [x, *weights])  # type: ignore[arg-type]
+        torch.autograd.grad([y.square().sum() for y in function(x[0, 0], *weights)], [x, *weights])
         for function in (products, plainly)
     )
     for a, b in zip(got, want, strict=True):

@@ -164,10 +164,10 @@ def test_a_stream_or_a_norm_that_nobody_uses_has_no_say_in_the_gradient(used: in
 
 def test_one_vector_has_a_gradient_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 16)
-    leaves = [torch.randn(12, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    x, weight = (torch.randn(12, dtype=torch.float64, requires_grad=True) for _ in range(2))
     results = [
-        torch.autograd.grad(norm.square().sum(), leaves)
-        for norm in (rms_norm(*leaves, 1e-3), F.rms_norm(leaves[0], (12,), leaves[1], 1e-3))
+        torch.autograd.grad(norm.square().sum(), [x, weight])
+        for norm in (rms_norm(x, weight, 1e-3), F.rms_norm(x, (12,), weight, 1e-3))
     ]
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
