@@ -67,6 +67,7 @@ class JointLinear:
 
 
 FEW_ROWS = 128
+"""Below it, reading all weights once more to join them is most of the work."""
 
 PLAIN = (nn.Parameter, Tensor)
 """Types of weights whose products are plain ones; weights of few bits, say, have their own."""
