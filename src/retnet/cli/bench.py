@@ -1,7 +1,7 @@
 """Measure speed, memory and agreement, each result as a line of JSON.
 
 NAME is one of
-  cpu       ops, train, prefill and decode without their longest cases: a quarter of an hour
+  cpu       ops, train, prefill, decode without the longest cases (15 minutes)
   ops       retention alone: its forms, and torchscale's code beside it
   train     whole training steps, beside other people's decoders of equal size
   prefill   reading a prompt, likewise, and a text of a million tokens
