@@ -16,14 +16,12 @@ Options = TypeVar("Options")
 Checkpoint = Annotated[Positional[str], arg(metavar="CHECKPOINT")]
 """The folder that a command reads its model from."""
 
-Adapter = Annotated[
-    str, arg(metavar="FOLDER", help="Fine-tuned adapter of that model, if not CHECKPOINT itself.")
-]
+Adapter = Annotated[str, arg(metavar="PATH", help="Its adapter, if not CHECKPOINT itself.")]
 """A second one, that changes the first; empty for none."""
 
 WeightsChoice = Annotated[
     Literal["saved", "float32", "bfloat16", "int8"],
-    arg(help="Weights as saved, or packed for a CPU: smaller is faster, int8 a little less exact."),
+    arg(metavar="KIND", help="saved; or float32, bfloat16, int8: fast on a CPU."),
 ]
 """How a command that writes text keeps the model's weights."""
 
