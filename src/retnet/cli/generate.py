@@ -31,7 +31,7 @@ class Options:
     adapter: Adapter = ""
     weights: WeightsChoice = "saved"
     prompt: Annotated[str, arg(metavar="TEXT")] = ""
-    """What to continue; "-" reads standard input."""
+    """What to continue; "-": standard input."""
     max_tokens: Annotated[int, arg(metavar="N")] = 200
     """Tokens to write at most."""
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()

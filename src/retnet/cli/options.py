@@ -16,12 +16,12 @@ Options = TypeVar("Options")
 Checkpoint = Annotated[Positional[str], arg(metavar="CHECKPOINT")]
 """The folder that a command reads its model from."""
 
-Adapter = Annotated[str, arg(metavar="PATH", help="Its adapter, if not CHECKPOINT itself.")]
+Adapter = Annotated[str, arg(metavar="PATH", help="A fine-tuned adapter of it.")]
 """A second one, that changes the first; empty for none."""
 
 WeightsChoice = Annotated[
     Literal["saved", "float32", "bfloat16", "int8"],
-    arg(metavar="KIND", help="saved; or float32, bfloat16, int8: fast on a CPU."),
+    arg(metavar="KIND", help="saved, or packed: float32, bfloat16, int8."),
 ]
 """How a command that writes text keeps the model's weights."""
 
