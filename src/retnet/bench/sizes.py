@@ -68,7 +68,7 @@ MEDIUM = ModelSize(
     name="medium", d_model=768, value_width=1536, num_heads=3, ffn_width=1536, num_layers=6
 )
 TINY = ModelSize(
-    name="tiny",  # widths are multiples of 16, as products of 8 bits want them
+    name="tiny",  # products of 8 bits need inputs of a multiple of 32: some have it, some not
     d_model=48,
     value_width=96,
     num_heads=2,

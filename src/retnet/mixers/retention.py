@@ -11,16 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retnet.mixers.projection import JointLinear
-from retnet.mixers.retention_step import (
-    OpenedRetention,
-    close_retention,
-    open_retention,
-    retention_step,
-)
+from retnet.mixers.retention_step import OpenedRetention, retention_step
 from retnet.ops import Layout, retention
 from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.norm import rms_norm
 from retnet.ops.packed_linear import Weights
+from retnet.ops.retention.buffered import empty_buffer, settle
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.retention.initial import initial_output
 from retnet.ops.retention.normalizers import squared_decay_norm, torchscale_row_sum
@@ -149,11 +145,11 @@ class Retention(nn.Module):
 
     def open_state(self, state: RetentionState, tokens: int) -> OpenedRetention:  # noqa: ARG002
         """Begin single steps; see `Steps`."""
-        return open_retention(state.S)
+        return OpenedRetention(empty_buffer(state.S))
 
     def close_state(self, opened: OpenedRetention) -> RetentionState:
         """The plain state again; see `Steps`."""
-        return RetentionState(close_retention(self, opened))
+        return RetentionState(settle(opened.buffer, self.log_decays))
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""

@@ -34,16 +34,6 @@ class OpenedRetention(NamedTuple):
     sin: Float[Tensor, "B places 2 H *pair"] | None = None
 
 
-def open_retention(S: Float[Tensor, "B H D_k D_v"]) -> OpenedRetention:
-    """Begin steps after a state."""
-    return OpenedRetention(empty_buffer(S))
-
-
-def close_retention(mixer: "Retention", opened: OpenedRetention) -> Float[Tensor, "B H D_k D_v"]:
-    """S after all that was read."""
-    return settle(opened.buffer, mixer.log_decays)
-
-
 def retention_step(
     mixer: "Retention", x: Float[Tensor, "B 1 D"], opened: OpenedRetention, layout: Layout
 ) -> tuple[Float[Tensor, "B 1 D"], OpenedRetention]:
