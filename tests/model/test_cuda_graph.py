@@ -88,7 +88,7 @@ class Buffer(NamedTuple):
 class Summing(nn.Module):
     """A branch whose state grows for three tokens and is then emptied into its sum."""
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Any = None) -> None:
         pass
 
     def forward(self, x: Tensor, state: Buffer | None, *_: Any) -> tuple[Tensor, Buffer]:
@@ -134,7 +134,7 @@ class Cache(NamedTuple):
 class Caching(nn.Module):
     """A branch that sums what its cache holds up to the rows' positions."""
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Any = None) -> None:
         pass
 
     def forward(self, x: Tensor, state: Cache, layout: Any, _: Any) -> tuple[Tensor, Cache]:

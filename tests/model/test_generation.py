@@ -325,7 +325,7 @@ def test_session_refuses_a_state_it_cannot_continue(tiny_model):
     _, state = prefill(tiny_model, torch.tensor([[1], [2]]))
     with pytest.raises(ValueError, match="the state has 2 rows and a session has one"):
         Session(tiny_model, Pieces(), state)
-    session = Session(tiny_model, Pieces(), select_rows(state, [0]))
+    session = Session(tiny_model, Letters(), select_rows(state, [0]))
     with pytest.raises(ValueError, match=r"text \(''\) is empty and the state alone predicts"):
         session.send("")
     assert len("".join(session.send("a", max_tokens=3))) > 0

@@ -6,6 +6,7 @@ from retnet.train import TrainSection
 from retnet.train.optimizer import (
     build_optimizer,
     decayed_parameters,
+    learning_rate_factors,
     optimizer_tensors,
 )
 
@@ -109,3 +110,16 @@ def test_what_does_not_learn_is_left_out():
     optimizer = build_optimizer(model, TrainSection(steps=1))
     names = optimizer_tensors(dict(model.named_parameters()), optimizer)
     assert "exp_avg/embed_tokens.weight" not in names
+
+
+def test_what_learns_at_a_pace_of_its_own_is_a_group_that_does_not_decay():
+    model = make_model()
+    mixer = model.layers[0].branches[0]
+    mixer.learning_rates = {"head_norm_weight": 3.0}
+    model.layers[0].branches[0].q_proj.learning_rates = {"weight": 3.0}
+    names = {"layers.0.branches.0.head_norm_weight", "layers.0.branches.0.q_proj.weight"}
+    assert learning_rate_factors(model) == dict.fromkeys(names, 3.0)
+    groups = build_optimizer(model, TrainSection(steps=1, weight_decay=0.3)).param_groups
+    assert [(g["weight_decay"], g["lr_factor"]) for g in groups] == [(0.3, 1), (0.0, 1), (0.0, 3)]
+    parameters = dict(model.named_parameters())
+    assert {id(p) for p in groups[2]["params"]} == {id(parameters[name]) for name in names}

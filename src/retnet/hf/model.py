@@ -6,7 +6,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
@@ -15,7 +14,7 @@ from retnet.hf.cache import RetNetCache
 from retnet.hf.config import RetNetDecoderConfig
 from retnet.hf.names import add_prefix, register_names
 from retnet.model import Decoder
-from retnet.model.decoder import Layer, head_std, run_body
+from retnet.model.decoder import Layer, draw_embeddings, draw_head, run_body
 from retnet.ops import Layout
 
 
@@ -39,7 +38,9 @@ class RetNetPreTrainedModel(PreTrainedModel):
         body = cast(RetNetDecoderModel, self.base_model)
         in_layers = any(module is part for part in body.layers.modules())
         if isinstance(module, nn.Embedding | nn.Linear) and not in_layers:
-            init.normal_(module.weight, std=head_std(body.decoder_config))
+            draw = draw_embeddings if isinstance(module, nn.Embedding) else draw_head
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                draw(module.weight, body.decoder_config)
             return
         raise ValueError(
             f"the checkpoint lacks tensors of {module}; only the head may be missing: restore the "

@@ -1,7 +1,7 @@
 """Mixers: one file per rival, parameters around an op; the registries name them all."""
 
 from retnet.mixers.attention import AttentionConfig
-from retnet.mixers.branch import Branch, BranchConfig
+from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig
 
@@ -14,4 +14,4 @@ MIXERS: dict[str, type[BranchConfig]] = {
 CHANNEL_MIXERS: dict[str, type[BranchConfig]] = {"glu": GLUConfig, "ffn": FFNConfig}
 """Channel mixers, likewise."""
 
-__all__ = ["CHANNEL_MIXERS", "MIXERS", "Branch", "BranchConfig"]
+__all__ = ["ALONE", "CHANNEL_MIXERS", "MIXERS", "Branch", "BranchConfig", "Depth"]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, attention
 from retnet.ops.attention import AttentionState, StaticCache
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         self.outward = JointLinear("o_proj")
         self.reset_parameters(1.0)
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
         """Normal with deviation 0.02, as GPT-2 and Llama; that of v and o times `gain`."""
         for proj in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             sizes_output = proj is self.v_proj or proj is self.o_proj
@@ -96,6 +97,10 @@ class Attention(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Scores and sums of values; see `Branch`."""
         return self.config.num_heads * causal_flops(seq_len, self.D_k, self.D_k)
+
+    def state_size(self, tokens: int) -> int:
+        """A key and a value for each token; see `Branch`."""
+        return 2 * tokens * self.config.kv_heads * self.D_k
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """What the decoder asks of a branch: the one signature that every mixer has."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,14 +10,31 @@ from retnet.ops.packed_linear import Weights
 from retnet.types import FormChoice
 
 
+class Depth(NamedTuple):
+    """Where in the stack a branch stands; some initialisations depend on it.
+
+    Attributes:
+        layer: index of its layer, from 0.
+        num_layers: L.
+    """
+
+    layer: int
+    num_layers: int
+
+
+ALONE = Depth(0, 1)
+"""The place of a branch in a stack of one layer."""
+
+
 @runtime_checkable
 class Branch(Protocol):
     """A residual branch: `(x, state) -> (y, state)`.
 
     Causal. Splitting T anywhere and handing the state over changes nothing. `state=None` starts
-    a sequence. A state is a NamedTuple of tensors with the batch first, never modified in place,
-    or None for a branch that remembers nothing. `layout` holds positions, padding and document
-    starts; `form` says how to compute a recurrence that has several forms.
+    a sequence. A state is a NamedTuple of real tensors with the batch first, never modified in
+    place, or None for a branch that remembers nothing. A row that has read nothing is zero in all
+    of them, and every form gives the same numbers in them. `layout` holds positions, padding and
+    document starts; `form` says how to compute a recurrence that has several forms.
 
     Where `layout.spread` is not None, the tokens are one rank's slice of longer rows. A branch with
     a state that then takes and returns the states of the whole rows, and sees to what passes
@@ -30,8 +47,12 @@ class Branch(Protocol):
         """Map a batch of T tokens and the state before them to outputs and the state after."""
         ...
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:
         """Draw new weights; `gain` multiplies those that set the size of the branch's output."""
+        ...
+
+    def state_size(self, tokens: int) -> int:
+        """Numbers in a row's state after it has read `tokens` tokens of a document."""
         ...
 
     def flops_per_token(self, seq_len: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
 from retnet.ops.gate import Activation, activate, gated
@@ -37,11 +38,15 @@ class GLU(nn.Module):
         self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
         """Draw PyTorch's default for linear layers, all but the gate times `gain`."""
         _reset(self.gate_proj, 1.0)
         _reset(self.up_proj, gain)
         _reset(self.down_proj, gain)
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """None; see `Branch`."""
+        return 0
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
@@ -100,12 +105,16 @@ class FFN(nn.Module):
         self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
         """Draw PyTorch's default for linear layers times `gain`."""
         _reset(self.up_proj, gain)
         _reset(self.down_proj, gain)
         if isinstance(self.inner_norm, nn.LayerNorm):
             self.inner_norm.reset_parameters()
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """None; see `Branch`."""
+        return 0
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""

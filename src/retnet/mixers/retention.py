@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention_step import OpenedRetention, retention_step
 from retnet.ops import Layout, retention
@@ -122,7 +123,7 @@ class Retention(nn.Module):
         self.log_decays = tuple(log_decays(config.decay, config.num_heads).tolist())
         self.reset_parameters(1.0)
 
-    def reset_parameters(self, gain: float) -> None:
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
         """Xavier with gain 2^-2.5 on the way in and 2^-1 on the way out, as the official code."""
         for proj in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
             if proj is not None:
@@ -142,6 +143,10 @@ class Retention(nn.Module):
         if self.initial_S is not None:
             flops += 2 * self.D_k * self.D_v  # read once per token
         return self.config.num_heads * flops
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """S, whatever was read; see `Branch`."""
+        return self.config.num_heads * self.D_k * self.D_v
 
     def open_state(self, state: RetentionState, tokens: int) -> OpenedRetention:  # noqa: ARG002
         """Begin single steps; see `Steps`."""

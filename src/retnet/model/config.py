@@ -42,8 +42,11 @@ class DecoderConfig:
         vocab_size: V; 0 stands for the tokenizer's, to be filled in before the model is built.
         norm: before each branch, and before the head: RMSNorm or LayerNorm.
         norm_eps: its epsilon.
-        residual: `pre`: x + branch(norm(x)). `deepnorm`: norm(alpha x + branch(x)) with alpha =
-            (2 L)^(1/4) and no norm before the head (Wang et al. 2022, arXiv:2203.00555).
+        norm_weight: whether norms have learned weights.
+        norm_bias: whether LayerNorms with weights have learned biases, too.
+        residual: `pre`: x + branch(norm(x)). `post`: norm(x + branch(x)), and no norm before the
+            head. `deepnorm`: norm(alpha x + branch(x)) likewise, with alpha = (2 L)^(1/4) (Wang et
+            al. 2022, arXiv:2203.00555).
         tie_embeddings: use the embedding's weights as the head's.
         embed_scale: multiply embeddings by sqrt(D).
         embed_norm: normalise embeddings.
@@ -52,6 +55,8 @@ class DecoderConfig:
             rising linearly to this at the last (Huang et al. 2016, arXiv:1603.09382).
         init: gain of the weights that set a branch's size: `retnet` 1, `subln` sqrt(ln 2L)
             (arXiv:2210.06423); with the deepnorm residual it is (8 L)^(-1/4) whatever this says.
+            `rwkv` 1, with tiny embeddings, which need `embed_norm`, and an orthogonal head
+            (arXiv:2305.13048).
     """
 
     d_model: int
@@ -59,13 +64,15 @@ class DecoderConfig:
     vocab_size: int = 0
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
-    residual: Literal["pre", "deepnorm"] = "pre"
+    norm_weight: bool = True
+    norm_bias: bool = True
+    residual: Literal["pre", "post", "deepnorm"] = "pre"
     tie_embeddings: bool = False
     embed_scale: bool = False
     embed_norm: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
-    init: Literal["retnet", "subln"] = "retnet"
+    init: Literal["retnet", "subln", "rwkv"] = "retnet"
 
     def __post_init__(self) -> None:
         for name in ("d_model", "num_layers"):
@@ -78,6 +85,13 @@ class DecoderConfig:
                 raise ValueError(
                     f"{name} ({getattr(self, name)}) is a probability and must be in [0, 1)"
                 )
+
+        if self.init == "rwkv" and (self.tie_embeddings or not self.embed_norm):
+            raise ValueError(
+                f"init (rwkv) draws tiny embeddings and a head of its own, so embed_norm "
+                f"({self.embed_norm}) must be true and tie_embeddings ({self.tie_embeddings}) "
+                "false; change these or take another init"
+            )
 
     @property
     def num_layers(self) -> int:

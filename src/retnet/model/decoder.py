@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from retnet.mixers import Branch, BranchConfig
+from retnet.mixers import Branch, BranchConfig, Depth
 from retnet.mixers.projection import JointLinear, is_watched
 from retnet.model.config import DecoderConfig
 from retnet.model.norm import RMSNorm
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, branches, index) for index, branches in enumerate(config.branches)
         )
-        self.norm = nn.Identity() if config.residual == "deepnorm" else _norm(config)
+        self.norm = _norm(config) if config.residual == "pre" else nn.Identity()
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -58,14 +58,14 @@ class Decoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
-        std = head_std(self.config)
-        nn.init.normal_(self.embed_tokens.weight, std=std)
+        draw_embeddings(self.embed_tokens.weight, self.config)
         if not self.config.tie_embeddings:
-            nn.init.normal_(self.lm_head.weight, std=std)
+            draw_head(self.lm_head.weight, self.config)
         gain = branch_gain(self.config)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            depth = Depth(index, self.config.num_layers)
             for branch in cast(Layer, layer).branches:
-                cast(Branch, branch).reset_parameters(gain)
+                cast(Branch, branch).reset_parameters(gain, depth)
 
     def forward(
         self,
@@ -176,8 +176,8 @@ class Layer(nn.Module):
         self, config: DecoderConfig, branches: tuple[BranchConfig, ...], index: int
     ) -> None:
         super().__init__()
-        self.post_norm = config.residual == "deepnorm"
-        self.alpha = (2 * config.num_layers) ** 0.25 if self.post_norm else 1.0
+        self.post_norm = config.residual != "pre"
+        self.alpha = (2 * config.num_layers) ** 0.25 if config.residual == "deepnorm" else 1.0
         self.dropout = config.dropout
         self.drop_path = config.drop_path * index / max(config.num_layers - 1, 1)
         self.norms = nn.ModuleList(_norm(config) for _ in branches)
@@ -212,7 +212,23 @@ class Layer(nn.Module):
         return y * (keep / (1 - self.drop_path)).to(y.dtype)
 
 
-def head_std(config: DecoderConfig) -> float:
+def draw_embeddings(weight: Tensor, config: DecoderConfig) -> None:
+    """Draw new embeddings in place."""
+    if config.init == "rwkv":
+        nn.init.uniform_(weight, -1e-4, 1e-4)
+    else:
+        nn.init.normal_(weight, std=_head_std(config))
+
+
+def draw_head(weight: Tensor, config: DecoderConfig) -> None:
+    """Draw a new head that is not tied, in place."""
+    if config.init == "rwkv":
+        nn.init.orthogonal_(weight, 0.5 * max(len(weight) / config.d_model, 1) ** 0.5)
+    else:
+        nn.init.normal_(weight, std=_head_std(config))
+
+
+def _head_std(config: DecoderConfig) -> float:
     """Standard deviation of new embeddings and of a new head.
 
     An untied head is N(0, 1/D): its logits have variance 1 and the first loss is ln(V) + 1/2. A
@@ -230,8 +246,9 @@ def branch_gain(config: DecoderConfig) -> float:
 
 
 def _norm(config: DecoderConfig) -> nn.Module:
-    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return kind(config.d_model, eps=config.norm_eps)
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, config.norm_eps, config.norm_weight)
+    return nn.LayerNorm(config.d_model, config.norm_eps, config.norm_weight, config.norm_bias)
 
 
 def _add_norm(norm: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,12 @@ from retnet.ops.norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(nn.Module):
-    """`retnet.ops.norm.rms_norm` with a learned weight; same keys as `torch.nn.RMSNorm`."""
+    """`retnet.ops.norm.rms_norm`, mostly with a learned weight; same keys as `torch.nn.RMSNorm`."""
 
-    def __init__(self, d_model: int, eps: float) -> None:
+    def __init__(self, d_model: int, eps: float, weight: bool = True) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(d_model))
+        self.weight = nn.Parameter(torch.ones(d_model)) if weight else None
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         """Normalise the last dimension."""

@@ -164,7 +164,7 @@ class Loop:
         torch.manual_seed(derived_seed(config.run.seed, purpose))
         rate = learning_rate(config.train, progress.step)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_factor"]
         loss, states = accumulate_gradients(
             self.model,
             self._feed.parts(progress.step),
