@@ -1,59 +1,20 @@
 """Load what public RetNet implementations computed, and their weights into our decoder."""
 
-import json
 import re
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from golden_files import FOLDER, golden
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.model import Decoder, DecoderConfig, LayerConfig
 
-FOLDER = Path(__file__).parents[1] / "golden"
-
 TORCHSCALE = ("torchscale_base", "torchscale_options", "torchscale_deepnorm", "torchscale_v1")
 SYNCDOTH = ("syncdoth_glu", "syncdoth_ffn")
 FLA = ("fla_retnet_gqa", "fla_retnet_mha", "fla_retnet_nogate")
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One file: its configuration, limits, inputs and outputs."""
-
-    name: str
-    config: dict[str, Any]
-    tol: dict[str, float]
-    arrays: dict[str, Tensor]
-
-    def tokens(self, name: str = "tokens") -> Tensor:
-        return self.arrays[f"in.{name}"].long()
-
-    def assert_agrees(self, got: Tensor, output: str) -> None:
-        """Fail where `got` misses the agreement that its dtype is owed (golden/README.md)."""
-        exact = got.dtype == torch.float64
-        want = self.arrays[f"{'out64' if exact else 'out'}.{output}"]
-        limit = 1e-9 * max(1.0, want.abs().max().item()) if exact else self.tol[output]
-        error = (got.detach() - want).abs().max().item()
-        assert got.shape == want.shape, (self.name, output, got.shape, want.shape)
-        assert error <= limit, f"{self.name} {output}: error {error:.2e} over {limit:.2e}"
-
-
-@cache
-def golden(name: str) -> Golden:
-    with np.load(FOLDER / f"{name}.npz") as file:
-        arrays = {
-            key: torch.from_numpy(file[key])
-            for key in file.files
-            if key.startswith(("in.", "out.", "out64."))
-        }
-        return Golden(name, json.loads(str(file["config"])), json.loads(str(file["tol"])), arrays)
 
 
 def decoder(name: str, score_norm: str, dtype: torch.dtype) -> Decoder:

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.golden_mapping import FLA, FOLDER, SYNCDOTH, TORCHSCALE, decoder, golden
+from golden_files import FOLDER, golden
+from model.golden_mapping import FLA, SYNCDOTH, TORCHSCALE, decoder
 from retnet.mixers.retention import RetentionConfig, log_decays
 from retnet.model import Decoder, DecoderState
 from retnet.ops import retention
