@@ -67,7 +67,7 @@ PUBLIC: dict[str, list[str]] = {
         "to_dict",
         "write_atomic",
     ],
-    "retnet.mixers": ["Branch", "BranchConfig", "CHANNEL_MIXERS", "MIXERS"],
+    "retnet.mixers": ["ALONE", "Branch", "BranchConfig", "CHANNEL_MIXERS", "Depth", "MIXERS"],
     "retnet.model": [
         "Completion",
         "Decoder",
@@ -82,6 +82,7 @@ PUBLIC: dict[str, list[str]] = {
         "generate",
         "pack",
         "preset",
+        "rival",
         "select_rows",
         "state_bytes",
         "stream",

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from retnet.model import Decoder, DecoderConfig, DecoderState, LayerConfig, copy_state, preset
 from retnet.model.cuda_graph import WARM_UPS, GraphedDecoder, cuda_capture
 from retnet.model.decoding import prefill
-from retnet.model.presets import attention_rival
+from retnet.model.rivals import rival
 from retnet.model.state import state_tensors
 from retnet.model.steps import open_state
 from retnet.ops.retention.buffered import CAPACITY
@@ -226,7 +226,7 @@ def test_a_step_takes_nothing_from_another_device(
     config = preset("small-1m" if name == "attention" else name, vocab_size=40)
     config = replace(config, layers=(replace(config.layers[0], repeat=1),))
     if name == "attention":
-        config = attention_rival(config)
+        config = rival(config, "attention")
     with torch.device("meta"), torch.inference_mode():
         model = Decoder(config).eval()
         tokens = torch.zeros(2, 1, dtype=torch.int64)

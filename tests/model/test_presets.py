@@ -1,16 +1,13 @@
 """Presets have the sizes that the paper and the official code state."""
 
 import re
-from dataclasses import replace
 
 import pytest
 import torch
 
-from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig
-from retnet.model import PRESETS, Decoder, DecoderConfig, LayerConfig, preset
-from retnet.model.presets import attention_rival
+from retnet.model import PRESETS, Decoder, DecoderConfig, preset
 
 
 def parts(described: DecoderConfig) -> tuple[RetentionConfig, GLUConfig | FFNConfig, int]:
@@ -121,45 +118,3 @@ def test_unknown_preset_is_refused_with_the_list() -> None:
     for name in ("small", "paper-7b", "small-4m-deep", ""):
         with pytest.raises(ValueError, match=rf'no preset "{name}"; choose one of small-1m, '):
             preset(name)
-
-
-def of_heads(d_model: int, num_layers: int, width: int) -> DecoderConfig:
-    """Heads of 256 by 512 and a GLU, as benchmarks have them."""
-    layer = LayerConfig(
-        mixer=RetentionConfig(num_heads=d_model // 256),
-        channel=GLUConfig(width=width),
-        repeat=num_layers,
-    )
-    return DecoderConfig(d_model=d_model, layers=(layer,), vocab_size=4096, tie_embeddings=True)
-
-
-SMALL = [name for name in PRESETS if name.startswith("small-") and name != "small-1m"]
-COMPARED = {
-    "17m": of_heads(512, 4, 1024),
-    "52m": of_heads(768, 6, 1536),
-    "paper-200m": preset("paper-200m", vocab_size=1000),
-    **{name: preset(name, vocab_size=1000) for name in SMALL},
-}
-
-
-@pytest.mark.parametrize("name", COMPARED)
-def test_the_attention_rival_has_as_many_parameters_within_one_percent(name: str) -> None:
-    ours = COMPARED[name]
-    rival = attention_rival(ours)
-    for got, want in zip(size_of(rival), size_of(ours), strict=True):
-        assert got == pytest.approx(want, rel=0.01)
-    (layer,) = rival.layers
-    assert layer.mixer == AttentionConfig(num_heads=ours.d_model // 64)
-    assert layer == replace(ours.layers[0], mixer=layer.mixer, channel=layer.channel)
-    assert rival == replace(ours, layers=rival.layers)
-
-
-def test_layers_without_a_token_mixer_stay_and_others_need_a_channel_mixer() -> None:
-    mixer, channel = RetentionConfig(num_heads=2), GLUConfig(width=1024)
-    only_channel = LayerConfig(channel=channel)
-    ours = DecoderConfig(d_model=512, layers=(only_channel,), vocab_size=1000)
-    assert attention_rival(ours) == ours
-    with pytest.raises(ValueError, match="a layer has no channel mixer, whose width could"):
-        attention_rival(replace(ours, layers=(LayerConfig(mixer=mixer),)))
-    with pytest.raises(ValueError, match=r"d_model \(512\) must be a multiple of head_size \(48\)"):
-        attention_rival(ours, head_size=48)

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retnet.data import Tokenizer
 from retnet.hub import dump_toml, from_dict
-from retnet.model import preset
+from retnet.model import preset, rival
 from retnet.train import RunConfig, load_config
 from retnet.train.config import config_from_dict, fit_vocabulary
 
@@ -35,6 +36,15 @@ def test_shipped_configs_load(path):
     assert config.run.dir == f"runs/{path.stem}"
 
 
+def test_a_mixer_swaps_all_token_mixers_at_equal_size(file):
+    ours = preset("small-1m")
+    assert load_config(file, {"model.mixer": "attention"}).model == rival(ours, "attention")
+    few = {"name": "attention", "num_heads": 4, "num_kv_heads": 2}
+    swapped = load_config(file, {"model.mixer": few, "model.dropout": 0.25}).model
+    ours = replace(ours, dropout=0.25)
+    assert swapped == rival(ours, "attention", num_heads=4, num_kv_heads=2)
+
+
 def test_a_preset_stands_for_a_model_and_other_keys_change_it(file):
     assert load_config(file).model == preset("small-1m")
     changed = load_config(file, {"model.dropout": 0.25, "model.preset": "small-4m"})
@@ -63,6 +73,8 @@ def test_a_resolved_config_reads_back_the_same(file):
         ("trian.steps", 3, r"trian is not a known key; did you mean train\?"),
         ("model.droput", 0.1, r"model\.droput is not a known key; did you mean dropout\?"),
         ("model.preset", "small-4", r'\[model\] no preset "small-4"; choose one of small-1m, '),
+        ("model.mixer", "mamba", r'\[model\] mixer: no mixer "mamba"; choose one of retention, '),
+        ("model.mixer", {"name": "attention", "heads": 2}, r"\[model\] mixer: .*heads"),
         ("model.layers", [], r'model\.preset \("small-1m"\) and model\.layers both describe'),
         ("train.steps", "many", r"train\.steps \('many'\) must be of type int"),
         ("train.steps.more", 1, r"train\.steps\.more has no place: steps is a value"),

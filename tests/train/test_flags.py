@@ -1,6 +1,6 @@
 import pytest
 
-from retnet.model import preset
+from retnet.model import preset, rival
 from retnet.train import cli_config, load_config
 
 FILE = """
@@ -51,6 +51,8 @@ def test_a_preset_can_be_chosen_by_flag(tmp_path):
     file.write_text('[data]\ntrain = "a"\n[model]\npreset = "small-1m"\n[train]\nsteps = 7\n')
     config = cli_config(file, ["--train.steps", "8", "--model.preset", "small-4m"])
     assert config.model == preset("small-4m")
+    swapped = cli_config(file, ["--model.preset", "small-4m", "--model.mixer", "attention"])
+    assert swapped.model == rival(preset("small-4m"), "attention")
     assert config.train.steps == 8
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.model import DecoderConfig, LayerConfig
-from retnet.model.presets import attention_rival
+from retnet.model.rivals import rival
 
 HEAD_WIDTH = 64  # of the attention decoders, as the Llamas of this size have it
 
@@ -53,7 +53,7 @@ class ModelSize:
 
     def attention_config(self) -> DecoderConfig:
         """The decoder with attention and as many parameters: its channel mixers are wider."""
-        return attention_rival(self.config(), head_size=self.d_model // self.attention_heads)
+        return rival(self.config(), "attention", num_heads=self.attention_heads)
 
     @property
     def attention_ffn_width(self) -> int:

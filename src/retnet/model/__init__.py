@@ -4,6 +4,7 @@ from retnet.model.config import DecoderConfig, LayerConfig
 from retnet.model.decoder import Decoder
 from retnet.model.generation import Completion, Session, generate, stream
 from retnet.model.presets import PRESETS, preset
+from retnet.model.rivals import rival
 from retnet.model.sampling import Sampling
 from retnet.model.state import DecoderState, concat_rows, copy_state, select_rows, state_bytes
 from retnet.model.steps import pack
@@ -22,6 +23,7 @@ __all__ = [
     "generate",
     "pack",
     "preset",
+    "rival",
     "select_rows",
     "state_bytes",
     "stream",

@@ -1,12 +1,9 @@
 """Named sizes: the paper's, the official code's, and a small family of our own."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import nn
-
-from retnet.mixers import CHANNEL_MIXERS, MIXERS, BranchConfig
+from retnet.mixers import CHANNEL_MIXERS, MIXERS
 from retnet.model.config import DecoderConfig, LayerConfig
 
 # name -> (d_model, layers, heads); arXiv:2307.08621 table 7, heads of D_k = 256
@@ -64,53 +61,6 @@ def preset(name: str, vocab_size: int = 0) -> DecoderConfig:
     else:
         raise ValueError(f'no preset "{name}"; choose one of {", ".join(PRESETS)}')
     return replace(config, vocab_size=vocab_size)
-
-
-def attention_rival(config: DecoderConfig, head_size: int = 64) -> DecoderConfig:
-    """The same decoder with softmax attention for its token mixers, and as many parameters.
-
-    All else stays but the width of each layer's channel mixer, which takes up the difference, to
-    the nearest multiple of 16: within 1 % of the parameters from d_model 256 on.
-
-    Args:
-        config: of the decoder to be compared with.
-        head_size: of each head of attention; d_model must be a multiple of it.
-
-    Raises:
-        ValueError: the sizes do not fit, or a layer has no channel mixer to widen.
-
-    Example:
-        >>> rival = attention_rival(preset("small-16m"))
-        >>> rival.layers[0].mixer.num_heads, rival.layers[0].channel.width
-        (6, 1536)
-    """
-    if config.d_model % head_size:
-        raise ValueError(
-            f"d_model ({config.d_model}) must be a multiple of head_size ({head_size}); "
-            "change one of them"
-        )
-    attention = MIXERS["attention"](**{"num_heads": config.d_model // head_size})
-    layers = (_with_mixer(layer, attention, config.d_model) for layer in config.layers)
-    return replace(config, layers=tuple(layers))
-
-
-def _with_mixer(layer: LayerConfig, mixer: BranchConfig, d_model: int) -> LayerConfig:
-    if layer.mixer is None:
-        return layer
-    if layer.channel is None:
-        raise ValueError("a layer has no channel mixer, whose width could make sizes equal")
-    channel = cast(Any, layer.channel)
-    of_channel = _num_parameters(channel, d_model)
-    per_width = _num_parameters(replace(channel, width=channel.width + 1), d_model) - of_channel
-    missing = _num_parameters(layer.mixer, d_model) - _num_parameters(mixer, d_model)
-    width = max(round((channel.width + missing / per_width) / 16), 1) * 16
-    return replace(layer, mixer=mixer, channel=replace(channel, width=width))
-
-
-def _num_parameters(config: BranchConfig, d_model: int) -> int:
-    with torch.device("meta"):
-        branch = cast(nn.Module, config.build(d_model))
-    return sum(p.numel() for p in branch.parameters())
 
 
 def _paper(d_model: int, num_layers: int, num_heads: int) -> DecoderConfig:

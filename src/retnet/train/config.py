@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from retnet.data import DataConfig, Tokenizer
 from retnet.hub import from_dict, load_toml, to_dict
-from retnet.model import DecoderConfig, preset
+from retnet.model import DecoderConfig, preset, rival
 from retnet.train.tune import TuneSection, expand_base
 
 
@@ -179,6 +179,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """Read a run's TOML file.
 
     `[model]` is a full description, or `preset = "small-4m"` and whatever differs from the preset.
+    With `mixer = "attention"`, or `mixer = { name = "attention", num_heads = 8 }`, it is the same
+    decoder around that token mixer and with as many parameters (`retnet.model.rival`).
     Without `run.dir` the run is named after the file: `runs/<name of the file>`.
 
     Args:
@@ -204,7 +206,7 @@ def config_from_dict(
     if isinstance(run, dict):
         run.setdefault("dir", default_dir)
     if isinstance(tables.get("model"), dict):
-        tables["model"] = _expand_preset(tables["model"])
+        tables["model"] = _expand_mixer(_expand_preset(tables["model"]))
     if isinstance(tables.get("tune"), dict):
         tables = expand_base(tables, Path())
     return from_dict(RunConfig, tables)
@@ -240,6 +242,21 @@ def _expand_preset(table: dict[str, Any]) -> dict[str, Any]:
         return to_dict(preset(table["preset"])) | rest
     except ValueError as error:
         raise ValueError(f"[model] {error}") from None
+
+
+def _expand_mixer(table: dict[str, Any]) -> dict[str, Any]:
+    """Replace `mixer`, which stands for a change of all layers."""
+    if "mixer" not in table:
+        return table
+    rest = {key: value for key, value in table.items() if key != "mixer"}
+    chosen = table["mixer"]
+    fields = dict(chosen) if isinstance(chosen, Mapping) else {"name": chosen}
+    name = str(fields.pop("name", ""))
+    config = from_dict(DecoderConfig, rest)
+    try:
+        return to_dict(rival(config, name, **fields))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"[model] mixer: {error}") from None
 
 
 def _copy(table: Mapping[str, Any]) -> dict[str, Any]:

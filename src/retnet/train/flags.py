@@ -10,18 +10,20 @@ from retnet.train.config import RunConfig, load_config
 
 DESCRIPTION = (
     "Settings of the run; what is not given comes from the TOML file, whose values are shown as "
-    "defaults. --model.preset NAME replaces the file's preset; layers are described in the file."
+    "defaults. --model.preset NAME replaces the file's preset, and --model.mixer NAME all token "
+    "mixers at equal size; layers are described in the file."
 )
 
 
 @dataclass(frozen=True)
 class _Model:
     preset: str = ""
+    mixer: str = ""
 
 
 @dataclass(frozen=True)
 class _Preset:
-    """The one key of the file that is no field: it stands for many."""
+    """The keys of the file that are no fields: they stand for many."""
 
     model: _Model = field(default_factory=_Model)
 
@@ -41,7 +43,7 @@ def cli_config(path: str | Path, argv: Sequence[str], *, prog: str = "retnet tra
     chosen, rest = tyro.cli(
         _Preset, args=argv, use_underscores=True, add_help=False, return_unknown_args=True
     )
-    overrides = {"model.preset": chosen.model.preset} if chosen.model.preset else {}
+    overrides = {f"model.{key}": value for key, value in vars(chosen.model).items() if value}
     return tyro.cli(
         RunConfig,
         prog=prog,

@@ -8,7 +8,7 @@ import torch
 from retnet.bench.gpu.cases import ATTENTION_HEAD
 from retnet.bench.record import Gate
 from retnet.model import Decoder, DecoderConfig
-from retnet.model.presets import attention_rival
+from retnet.model.rivals import rival
 
 OURS, ATTENTION = "retnet", "retnet with attention"
 WHO = (OURS, ATTENTION)
@@ -22,7 +22,7 @@ def configs(config: DecoderConfig) -> dict[str, DecoderConfig]:
         GateFailed: they differ by more than a hundredth of their parameters.
     """
     head = min(ATTENTION_HEAD, config.d_model // 2)
-    both = {OURS: config, ATTENTION: attention_rival(config, head)}
+    both = {OURS: config, ATTENTION: rival(config, "attention", num_heads=config.d_model // head)}
     sizes = {who: num_parameters(one) for who, one in both.items()}
     differ = abs(sizes[OURS] / sizes[ATTENTION] - 1)
     Gate(differ <= SAME_SIZE, f"the decoders differ in size: {sizes}").require()
