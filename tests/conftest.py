@@ -8,6 +8,9 @@ os.environ["MPLBACKEND"] = "Agg"
 if not os.path.exists("/dev/nvidiactl"):  # Triton's kernels then run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -20,3 +23,17 @@ def _seed() -> None:
     import torch  # here: no test needs it before, and the jaxtyping hook wants retnet unimported
 
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--agreement", metavar="FILE", help="write how far we are from what others computed (JSON)"
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--agreement")
+    if file:
+        from golden_files import agreement
+
+        Path(file).write_text(json.dumps(agreement(), indent=1, sort_keys=True) + "\n")

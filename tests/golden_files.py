@@ -13,11 +13,16 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "golden"
 
 
+AGREEMENT: list[tuple["Golden", str, float]] = []
+"""Each comparison of this process: file, dtype, and the error as a share of its limit."""
+
+
 @dataclass(frozen=True)
 class Golden:
     """One file: its configuration, limits, inputs and outputs."""
 
     name: str
+    oracle: str
     config: dict[str, Any]
     tol: dict[str, float]
     arrays: dict[str, Tensor]
@@ -35,6 +40,7 @@ class Golden:
         want = self.arrays[f"{'out64' if exact else 'out'}.{output}"]
         limit = 1e-9 * max(1.0, want.abs().max().item()) if exact else self.tol[output]
         error = (got.detach() - want).abs().max().item()
+        AGREEMENT.append((self, "float64" if exact else "float32", error / limit))
         assert got.shape == want.shape, (self.name, output, got.shape, want.shape)
         assert error <= limit, f"{self.name} {output}: error {error:.2e} over {limit:.2e}"
 
@@ -47,4 +53,14 @@ def golden(name: str) -> Golden:
             for key in file.files
             if key.startswith(("in.", "w.", "out.", "out64."))
         }
-        return Golden(name, json.loads(str(file["config"])), json.loads(str(file["tol"])), arrays)
+        said = {key: str(file[key]) for key in ("oracle", "config", "tol")}
+    return Golden(name, said["oracle"], json.loads(said["config"]), json.loads(said["tol"]), arrays)
+
+
+def agreement() -> dict[str, dict[str, str | float]]:
+    """Of each file that was compared: who made it, and the largest error in each dtype."""
+    found: dict[str, dict[str, str | float]] = {}
+    for file, dtype, share in sorted(AGREEMENT, key=lambda one: one[0].name):
+        entry = found.setdefault(file.name, {"oracle": file.oracle})
+        entry[dtype] = max(share, float(entry.get(dtype, 0.0)))
+    return found

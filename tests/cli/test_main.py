@@ -69,7 +69,7 @@ def test_unknown_command_names_the_nearest(run: Run) -> None:
 def test_unknown_command_far_from_all_names_all(run: Run) -> None:
     status, _, err = run("xyzzy")
     assert status == FAILED
-    assert "choose one of demo, train, runs, generate, chat, evaluate, bench" in err
+    assert f"choose one of {', '.join(COMMANDS)}" in err
 
 
 def test_refused_values_are_one_line_without_a_traceback(run: Run, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ COMMANDS = {
     ),
     "chat": Command("write a text in turns with a model", "retnet chat runs/demo"),
     "evaluate": Command("score a model on your text files", "retnet evaluate runs/demo notes.txt"),
+    "reproduce": Command("run an experiment again on this machine", "retnet reproduce positions"),
     "bench": Command("measure speed, memory and agreement", "retnet bench forms --quick"),
 }
 

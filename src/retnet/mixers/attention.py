@@ -1,7 +1,7 @@
 """Softmax attention: parameters around `retnet.ops.attention`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,9 @@ class AttentionConfig:
         pairs: which channels rotate together.
         bias: whether the projections have biases.
     """
+
+    formula: ClassVar[str] = "o_n = sum_(j<=n) softmax_j(q_n . k_j / sqrt(D_k)) v_j, y = o W_o"
+    cost: ClassVar[str] = "O(T D) / O(n D) after n tokens"
 
     num_heads: int
     num_kv_heads: int | None = None

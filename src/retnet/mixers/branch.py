@@ -94,7 +94,12 @@ class Packs(Protocol):
 
 @runtime_checkable
 class BranchConfig(Protocol):
-    """A frozen dataclass that describes a branch and builds it."""
+    """A frozen dataclass that describes a branch and builds it.
+
+    What the page about it says is the first line of its docstring, which names it and its paper,
+    and class attributes: `formula`, what it computes, in a line; `cost`, of a token in training and
+    in decoding, as orders of growth; and perhaps `left_out`, what its paper has and this has not.
+    """
 
     def build(self, d_model: int) -> nn.Module:
         """Make the module, an `nn.Module` that is a `Branch`."""

@@ -1,6 +1,7 @@
 """Channel mixers: they work on each token alone and remember nothing."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from retnet.types import FormChoice
 @dataclass(frozen=True, kw_only=True)
 class GLUConfig:
     """Gated linear unit, `W_down (act(x W_gate) * x W_up)` (Shazeer 2020, arXiv:2002.05202)."""
+
+    formula: ClassVar[str] = "y = (act(x W_gate) ⊙ x W_up) W_down"
+    cost: ClassVar[str] = "O(D F) / O(D F)"
 
     width: int
     activation: Activation = "swish"
@@ -79,6 +83,9 @@ class FFNConfig:
         inner_norm: LayerNorm before the second linear layer ("subln", arXiv:2210.06423).
         norm_eps: its epsilon.
     """
+
+    formula: ClassVar[str] = "y = norm(act(x W_up + b)) W_down + b"
+    cost: ClassVar[str] = "O(D F) / O(D F)"
 
     width: int
     activation: Activation = "gelu"

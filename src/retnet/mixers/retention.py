@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,11 @@ class RetentionConfig:
         bias: whether the projections have biases.
         initial_state: learn one S of each head, `initial_S`, with which every document begins.
     """
+
+    formula: ClassVar[str] = (
+        "S_n = γ S_(n-1) + k_nᵀ v_n, o_n = q_n S_n, y = (swish(g) ⊙ norm(o)) W_o"
+    )
+    cost: ClassVar[str] = "O(D (C + D_k)) / O(D D_k)"
 
     num_heads: int
     key_width: int | None = None
