@@ -3,6 +3,7 @@
 from retnet.ops.attention import attention
 from retnet.ops.layout import Layout
 from retnet.ops.retention import retention
+from retnet.ops.scan import linear_recurrence
 from retnet.ops.sequence import SequenceRanks
 
-__all__ = ["Layout", "SequenceRanks", "attention", "retention"]
+__all__ = ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention"]
