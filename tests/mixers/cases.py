@@ -35,6 +35,12 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 2, "num_kv_heads": 1, "bias": True},
         {"num_heads": 4, "position": "none"},
     ],
+    "lru": [
+        {},
+        {"recurrence": "real", "r_min": 0.0, "r_max": 0.5},
+        {"state_width": 7, "max_phase": 0.5, "skip": True, "block": "glu"},
+        {"state_width": 5, "recurrence": "real", "skip": True},
+    ],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],

@@ -3,11 +3,13 @@
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.lru import LRUConfig
 from retnet.mixers.retention import RetentionConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
     "attention": AttentionConfig,
+    "lru": LRUConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 

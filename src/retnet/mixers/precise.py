@@ -14,7 +14,7 @@ class PreciseParameters(nn.Module):
     left, so the parameters behind them keep their digits under `model.to(dtype)` and `half()`.
 
     Attributes:
-        precise: names of the module's own parameters that this holds for.
+        precise: names of the module's own parameters that this holds for; some may be None.
 
     Example:
         >>> class Decay(PreciseParameters):
@@ -29,7 +29,8 @@ class PreciseParameters(nn.Module):
     precise: ClassVar[tuple[str, ...]] = ()
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        before = {name: getattr(self, name).detach() for name in self.precise}
+        own = {name: getattr(self, name) for name in self.precise}
+        before = {name: x.detach() for name, x in own.items() if x is not None}
         super()._apply(fn, recurse)
         for name, kept in before.items():
             parameter = getattr(self, name)
