@@ -40,6 +40,12 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"recurrence": "real", "r_min": 0.0, "r_max": 0.5},
         {"state_width": 7, "max_phase": 0.5, "skip": True, "block": "glu"},
         {"state_width": 5, "recurrence": "real", "skip": True},
+    "linear_attention": [
+        {"num_heads": 3},
+        {"num_heads": 2, "position": "rope", "eps": 1e-3},
+        {"num_heads": 3, "feature_map": "relu", "position": "rope", "pairs": "interleaved"},
+        {"num_heads": 4, "feature_map": "identity", "normalize": False, "bias": True},
+        {"num_heads": 2, "feature_map": "relu", "normalize": False, "position": "rope"},
     ],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {

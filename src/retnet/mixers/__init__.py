@@ -4,12 +4,14 @@ from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.lru import LRUConfig
+from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.retention import RetentionConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
     "attention": AttentionConfig,
     "lru": LRUConfig,
+    "linear_attention": LinearAttentionConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 
