@@ -47,6 +47,14 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 4, "feature_map": "identity", "normalize": False, "bias": True},
         {"num_heads": 2, "feature_map": "relu", "normalize": False, "position": "rope"},
     ],
+    "aft": [
+        {},
+        {"width": 7, "bias": True},
+        {"variant": "local", "max_len": 64, "window": 4},
+        {"variant": "local", "max_len": 64, "window": 1, "width": 5, "bias": True},
+        {"variant": "full", "max_len": 64},
+        {"variant": "full", "max_len": 64, "width": 10, "bias": True},
+    ],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],

@@ -84,8 +84,8 @@ def test_padding_adds_nothing_to_either_sum(form: Form) -> None:
     y, state = linear_attention(q, k, v, layout=Layout.of(2, 11, valid=valid), form=form)
     assert torch.equal(y[~valid], torch.zeros_like(y[~valid]))
     for b in range(2):
-        real = [x[b : b + 1, valid[b]] for x in (q, k, v)]
-        alone, state_alone = linear_attention(*real, form=form)
+        q_b, k_b, v_b = (x[b : b + 1, valid[b]] for x in (q, k, v))
+        alone, state_alone = linear_attention(q_b, k_b, v_b, form=form)
         torch.testing.assert_close(y[b : b + 1, valid[b]], alone)
         torch.testing.assert_close(state.z[b : b + 1], state_alone.z)
 

@@ -1,5 +1,6 @@
 """Mixers: one file per rival, parameters around an op; the registries name them all."""
 
+from retnet.mixers.aft import AFTConfig
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
@@ -12,6 +13,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "attention": AttentionConfig,
     "lru": LRUConfig,
     "linear_attention": LinearAttentionConfig,
+    "aft": AFTConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 

@@ -1,0 +1,119 @@
+"""AFT-full: a bias for every pair of positions, so every key and value is kept."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from retnet.ops.aft.positions import NOTHING, bias_rows
+from retnet.ops.attention.states import AttentionState, appended, documents
+from retnet.ops.layout import Layout
+
+BLOCK = 32
+"""Queries that are compared with each other one channel at a time; see README.md."""
+
+
+def aft_full(
+    k: Float[Tensor, "B T A"],
+    v: Float[Tensor, "B T A"],
+    bias: Float[Tensor, "max_len max_len"],
+    state: AttentionState | None = None,
+    *,
+    layout: Layout | None = None,
+) -> tuple[Float[Tensor, "B T A"], AttentionState]:
+    """Mean of all values so far; e^(k_j + bias_tj) is the weight of token j at t.
+
+    Args:
+        k: logarithms of weights, of any size.
+        v: values.
+        bias: by position of the query and of the key; of one query's, those that matter must lie
+            within 80 of each other in float32.
+        state: keys and values of the tokens before, as of one head; None at the start of a
+            sequence.
+        layout: padding, document starts and positions.
+
+    Returns:
+        The means in v's dtype, zero at padding, and keys and values of the current document.
+
+    Raises:
+        ValueError: a document has more than max_len tokens, or rows are spread over ranks.
+
+    Source:
+        Zhai et al. 2021, arXiv:2105.14103, section 3.1; how it is computed: this folder's README.
+    """
+    B, T, _ = k.shape
+    layout = layout or Layout.of(B, T, device=k.device)
+    position = bias_rows(layout, len(bias))  # rows T
+    after = appended(state, k[:, None], v[:, None], layout)
+    slots = 0 if state is None else state.k.shape[2]
+    exact = torch.promote_types(k.dtype, torch.float32)
+    keys, values, bias = k.to(exact), v.to(exact), bias.to(exact)
+    at = position
+    if state is not None:
+        keys = torch.cat([state.k[:, 0].to(exact), keys], 1)
+        values = torch.cat([state.v[:, 0].to(exact), values], 1)
+        slot = torch.arange(slots, device=k.device).clamp(max=len(bias) - 1)
+        at = torch.cat([slot.expand(len(position), -1), position], 1)
+    document, real = _documents_and_real(layout, slots, B)
+    outputs = []
+    for start in range(slots, slots + T, BLOCK):
+        stop = min(start + BLOCK, slots + T)
+        here = slice(start, stop)
+        seen = document[:, here, None] == document[:, None, here]
+        seen = (seen & real[:, None, here]).tril()
+        rows = bias[at[:, here, None], at[:, None, :stop]]  # rows queries keys
+        logits = keys[:, None, here] + rows[..., start:, None]  # B queries keys A
+        logits = logits.where(seen[..., None], NOTHING)
+        means = values[:, None, here].expand_as(logits)
+        if start:
+            past = real[:, :start] & (document[:, :start] == document[:, start, None])
+            mean, log_mass = _joint(keys[:, :start], values[:, :start], rows[..., :start], past)
+            same = document[:, here] == document[:, start, None]
+            log_mass = log_mass.where(same[..., None], NOTHING)
+            logits = torch.cat([logits, log_mass[:, :, None]], 2)
+            means = torch.cat([means, mean[:, :, None]], 2)
+        outputs.append((logits.softmax(2) * means).sum(2))
+    y = torch.cat(outputs, 1).to(v.dtype)
+    return y if layout.valid is None else y.where(layout.valid[..., None], 0.0), after
+
+
+def _documents_and_real(
+    layout: Layout, slots: int, B: int
+) -> tuple[Tensor, Bool[Tensor, "B slots_and_T"]]:
+    """The document of each slot of the state and each token, from 0, and whether there is one."""
+
+    def build() -> tuple[Tensor, Tensor]:
+        T = layout.positions.shape[1]
+        device = layout.positions.device
+        of = documents(layout)
+        new = torch.zeros(B, T, dtype=torch.int64, device=device) if of is None else of
+        held = torch.arange(slots, device=device) < layout.positions[:, :1]
+        valid = torch.ones_like(new, dtype=torch.bool) if layout.valid is None else layout.valid
+        document = torch.cat([new.new_zeros(B, slots), new], 1)
+        return document, torch.cat([held.expand(B, -1), valid], 1)
+
+    return layout.shared(("aft documents", slots), build)
+
+
+def _joint(
+    keys: Tensor, values: Tensor, bias: Tensor, seen: Bool[Tensor, "B past"]
+) -> tuple[Tensor, Tensor]:
+    """Mean of the keys' values for each query, and the logarithm of the weights' sum, by products.
+
+    Args:
+        keys: (B, past, A).
+        values: likewise.
+        bias: (rows, queries, past).
+        seen: which keys count; those that queries see are the same for all of a block.
+    """
+    keys = keys.where(seen[..., None], NOTHING)
+    bias = bias.where(seen[:, None], NOTHING)
+    top = keys.detach().amax(1, keepdim=True)  # B 1 A
+    bias_top = bias.detach().amax(2, keepdim=True)  # B queries 1
+    weights = (keys - top).exp() * seen[..., None]
+    sums = (bias - bias_top).exp() @ torch.cat([weights, weights * values], 2)
+    mass, total = sums.chunk(2, 2)  # B queries A
+    tiny = torch.finfo(mass.dtype).tiny
+    some = mass > tiny
+    mass = mass.where(some, 1.0)
+    log_mass = (mass.log() + top + bias_top).where(some, NOTHING)
+    return (total / mass).where(some, 0.0), log_mass
