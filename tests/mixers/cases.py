@@ -55,6 +55,7 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"variant": "full", "max_len": 64},
         {"variant": "full", "max_len": 64, "width": 10, "bias": True},
     ],
+    "s4d": [{"state_size": 6}, {"state_size": 2, "step_min": 0.01, "step_max": 1.0}],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],

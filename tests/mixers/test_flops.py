@@ -27,9 +27,14 @@ CPU_KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_a
 )
 @pytest.mark.parametrize("T", [32, 64])
 def test_a_branch_counts_its_operations(name: str, given: dict[str, Any], T: int) -> None:
+    """By what more rows add: what all rows share, such as a kernel, costs none of them."""
     module = build(name, given)
     weights = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-    with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
-        module(torch.ones(B, T, D, dtype=torch.float64), None, Layout.of(B, T), "chunkwise")
+    totals = []
+    for rows in (B, 2 * B):
+        with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
+            x = torch.ones(rows, T, D, dtype=torch.float64)
+            module(x, None, Layout.of(rows, T), "chunkwise")
+        totals.append(counter.get_total_flops())
     said = cast(Branch, module).flops_per_token(T)
-    assert counter.get_total_flops() == B * T * (2 * weights + said)
+    assert totals[1] - totals[0] == B * T * (2 * weights + said)

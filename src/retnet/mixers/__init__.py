@@ -7,6 +7,7 @@ from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.retention import RetentionConfig
+from retnet.mixers.s4d import S4DConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
@@ -14,6 +15,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "lru": LRUConfig,
     "linear_attention": LinearAttentionConfig,
     "aft": AFTConfig,
+    "s4d": S4DConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 
