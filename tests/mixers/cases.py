@@ -54,6 +54,9 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"variant": "local", "max_len": 64, "window": 1, "width": 5, "bias": True},
         {"variant": "full", "max_len": 64},
         {"variant": "full", "max_len": 64, "width": 10, "bias": True},
+    "h3": [
+        {"head_dim": 3, "state_size": 4, "shift_taps": 3},
+        {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},
     ],
     "s4d": [{"state_size": 6}, {"state_size": 2, "step_min": 0.01, "step_max": 1.0}],
 }

@@ -9,7 +9,7 @@ from golden_files import golden
 from mixers.cases import D, build
 from retnet.mixers.s4d import S4D, S4DConfig
 from retnet.ops import Layout
-from retnet.ops.diagonal_ssm import impulse_response
+from retnet.ops.diagonal_ssm import impulse_response, zero_order_hold
 from retnet.types import FormChoice
 
 FORMS: tuple[FormChoice, ...] = ("auto", "parallel", "chunkwise", "recurrent")
@@ -20,16 +20,16 @@ def reference(dtype: torch.dtype) -> S4D:
     file = golden("s4d")
     names = {
         "D": "D",
-        "kernel.C": "C",
-        "kernel.log_dt": "log_step",
-        "kernel.log_A_real": "log_decay_rate",
-        "kernel.A_imag": "frequency",
+        "kernel.C": "systems.C",
+        "kernel.log_dt": "systems.log_step",
+        "kernel.log_A_real": "systems.log_decay_rate",
+        "kernel.A_imag": "systems.frequency",
         "output_linear.0.weight": "o_proj.weight",
         "output_linear.0.bias": "o_proj.bias",
     }
     module = S4DConfig(state_size=file.config["d_state"]).build(file.config["d_model"])
     weights = {names[key]: x.squeeze(-1) for key, x in file.weights().items() if key != "kernel.C"}
-    module.load_state_dict(weights | {"C": file.weights()["kernel.C"]})
+    module.load_state_dict(weights | {"systems.C": file.weights()["kernel.C"]})
     return module.to(dtype)
 
 
@@ -47,7 +47,7 @@ def test_every_form_is_the_reference_implementation(dtype: torch.dtype, form: Fo
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_kernel_is_that_of_the_reference_implementation(dtype: torch.dtype) -> None:
-    kernel = impulse_response(reference(dtype).systems(), golden("s4d").config["T"])
+    kernel = impulse_response(reference(dtype).systems(zero_order_hold), golden("s4d").config["T"])
     golden("s4d").assert_agrees(kernel, "kernel")
 
 
@@ -69,14 +69,14 @@ def test_steps_after_half_a_text_are_the_reference_implementation(dtype: torch.d
 def test_a_system_begins_as_the_paper_says() -> None:
     torch.manual_seed(0)
     module = S4DConfig(state_size=8, step_min=0.01, step_max=0.5).build(300)
-    assert torch.allclose(module.log_decay_rate.exp(), torch.tensor(0.5))
-    assert torch.allclose(module.frequency, torch.pi * torch.arange(4.0))
-    steps = module.log_step.exp()
+    assert torch.allclose(module.systems.log_decay_rate.exp(), torch.tensor(0.5))
+    assert torch.allclose(module.systems.frequency, torch.pi * torch.arange(4.0))
+    steps = module.systems.log_step.exp()
     assert 0.01 <= steps.min() < 0.012
     assert 0.45 < steps.max() <= 0.5
     middle = math.log(0.01 * 0.5) / 2
     assert abs(steps.log().mean().item() - middle) < 0.15
-    assert abs(torch.view_as_complex(module.C).abs().square().mean().item() - 1) < 0.1
+    assert abs(torch.view_as_complex(module.systems.C).abs().square().mean().item() - 1) < 0.1
 
 
 def test_systems_stay_stable_whatever_training_does() -> None:
@@ -89,8 +89,8 @@ def test_systems_stay_stable_whatever_training_does() -> None:
         (-y.abs().mean()).backward()  # it is asked to explode
         optimizer.step()
         optimizer.zero_grad()
-        assert module.systems().log_a.real.max() < 0
-    assert module.systems().log_a.isfinite().all()
+        assert module.systems(zero_order_hold).log_a.real.max() < 0
+    assert module.systems(zero_order_hold).log_a.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -103,7 +103,12 @@ def test_half_precision_keeps_its_systems_and_its_state_in_float32(dtype: torch.
     assert isinstance(module, S4D)
     y, state = module(x.to(dtype), None, Layout.of(2, 20))
     assert y.dtype == dtype
-    assert state.h.dtype == module.log_step.dtype == module.frequency.dtype == torch.float32
+    assert (
+        state.h.dtype
+        == module.systems.log_step.dtype
+        == module.systems.frequency.dtype
+        == torch.float32
+    )
     assert (y - exact).abs().max() < 0.05 * exact.abs().max()
 
 

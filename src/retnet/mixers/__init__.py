@@ -6,6 +6,7 @@ from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
+from retnet.mixers.h3 import H3Config
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.s4d import S4DConfig
 
@@ -15,6 +16,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "lru": LRUConfig,
     "linear_attention": LinearAttentionConfig,
     "aft": AFTConfig,
+    "h3": H3Config,
     "s4d": S4DConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""

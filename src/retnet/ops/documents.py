@@ -90,6 +90,19 @@ def by_document(
     return y.unflatten(0, (B, T)), type(results[0][1])(*leaves)
 
 
+def newest(
+    past: Float[Tensor, "n slots *rest"],
+    x: Float[Tensor, "n L *rest"],
+    length: Int[Tensor, " n"] | None,
+) -> Float[Tensor, "n slots *rest"]:
+    """The last values after `length` tokens of each row, most recent last, as many as in `past`."""
+    both, slots = torch.cat([past, x], 1), past.shape[1]
+    if length is None:
+        return both[:, x.shape[1] :]
+    at = length[:, None] + torch.arange(slots, device=x.device)
+    return both[torch.arange(len(x), device=x.device)[:, None], at]
+
+
 def documents(layout: Layout, B: int, T: int) -> list[Documents]:
     """All documents of a call, including those that each row goes on with, in groups."""
     return layout.shared(("documents", B, T), lambda: _documents(layout, B, T))

@@ -1,0 +1,163 @@
+"""H3: parameters around `retnet.ops.long_conv` and `retnet.ops.diagonal_ssm`."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.diagonal_systems import DiagonalSystems, check_systems
+from retnet.mixers.precise import PreciseParameters
+from retnet.mixers.projection import JointLinear
+from retnet.ops import Layout
+from retnet.ops.diagonal_ssm import after_flops, bilinear, diagonal_ssm
+from retnet.ops.documents import by_document, newest
+from retnet.ops.long_conv import long_conv
+from retnet.ops.packed_linear import Weights
+from retnet.types import FormChoice
+
+
+class H3State(NamedTuple):
+    """The last keys, and the states of every pair of a head's channels: always as large."""
+
+    k: Float[Tensor, "B taps-1 D"]
+    h: Float[Tensor, "B H pairs N 2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class H3Config:
+    """H3, "hungry hungry hippos" (Fu et al. 2022, arXiv:2212.14052, section 3).
+
+    Attributes:
+        head_dim: p, channels of each head, of which each key channel meets each value channel.
+        state_size: states of each head's diagonal system, conjugate pairs counted as two.
+        shift_taps: how many keys, from the newest back, the shift system weighs.
+        step_min: Δ begins between this, in which a system hardly forgets,
+        step_max: and this; log-uniform.
+    """
+
+    formula: ClassVar[str] = "o = q · SSM_diag(SSM_shift(k) ⊗ v) W_o, each SSM with a skip"
+    cost: ClassVar[str] = "O(log T p d + N p d + d²) / O(N p d + taps d + d²)"
+    left_out: ClassVar[str] = "The two attention layers of the paper's hybrid: a config has them."
+
+    head_dim: int = 8
+    state_size: int = 64
+    shift_taps: int = 64
+    step_min: float = 1e-3
+    step_max: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_systems(self.state_size, self.step_min, self.step_max)
+        if self.head_dim < 1:
+            raise ValueError(f"head_dim ({self.head_dim}) must be at least 1; 8 is usual")
+        if self.shift_taps < 2:
+            raise ValueError(
+                f"shift_taps ({self.shift_taps}) must be at least 2, the newest key and the one "
+                "before it; 64 is usual"
+            )
+
+    def build(self, d_model: int) -> "H3":
+        """Make the layer for a decoder of width `d_model`."""
+        return H3(self, d_model)
+
+
+class H3(PreciseParameters, nn.Module):
+    """The layer: project, shift the keys, remember key times value, ask, project."""
+
+    precise = ("B",)
+    learning_rates: ClassVar[dict[str, float]] = {"B": 0.1}
+
+    def __init__(self, config: H3Config, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        if d_model % config.head_dim:
+            raise ValueError(
+                f"d_model ({d_model}) must be a multiple of head_dim ({config.head_dim}); change "
+                "one of them"
+            )
+        heads = d_model // config.head_dim
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.o_proj = nn.Linear(d_model, d_model)
+        self.shift = nn.Parameter(torch.empty(d_model, config.shift_taps))
+        self.shift_skip = nn.Parameter(torch.empty(d_model))
+        self.systems = DiagonalSystems(heads, config.state_size)
+        self.B = nn.Parameter(torch.empty(heads, config.state_size // 2, 2))
+        self.skip = nn.Parameter(torch.empty(heads))
+        self.inward = JointLinear("q_proj", "k_proj", "v_proj")
+        self.outward = JointLinear("o_proj")
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
+        """S4D-Lin, B one, skips normal, taps as a convolution's; PyTorch's for linear layers."""
+        for proj in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            proj.reset_parameters()
+        self.systems.reset(self.config.step_min, self.config.step_max)
+        bound = self.config.shift_taps**-0.5
+        nn.init.uniform_(self.shift, -bound, bound)
+        nn.init.normal_(self.shift_skip)
+        nn.init.normal_(self.skip)
+        with torch.no_grad():
+            self.B.copy_(torch.tensor([1.0, 0.0]))
+            self.o_proj.weight.mul_(gain)
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """Keys, and two numbers for each conjugate pair; see `Branch`."""
+        systems = self.shift_skip.shape[0] * self.config.head_dim
+        return (self.config.shift_taps - 1) * len(
+            self.shift_skip
+        ) + systems * self.config.state_size
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Those of the state after the row; see `Branch`. An FFT is no matrix product."""
+        systems = len(self.shift_skip) * self.config.head_dim
+        return systems * after_flops(seq_len, self.config.state_size // 2)
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.inward.pack(self, weights)
+        self.outward.pack(self, weights)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: H3State | None,
+        layout: Layout,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], H3State]:
+        """Mix T tokens; see `Branch` for the contract. Chunkwise is parallel: FFTs."""
+        qkv = torch.stack(self.inward(self, x), 2)
+        o, after = by_document(partial(self.mix, form=form), qkv, state, layout)
+        return self.outward(self, o.to(x.dtype))[0], after
+
+    def mix(
+        self,
+        qkv: Float[Tensor, "B T 3 D"],
+        state: H3State | None = None,
+        length: Int[Tensor, " B"] | None = None,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], H3State]:
+        """Shift, outer product, diagonal systems and query, in float32 or better."""
+        p = self.config.head_dim
+        if form == "auto":
+            form = "recurrent" if qkv.shape[1] == 1 else "chunkwise"
+        with torch.autocast(qkv.device.type, enabled=False):
+            q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(2)
+            past = k.new_zeros(len(k), self.config.shift_taps - 1, k.shape[2])
+            past = past if state is None else state.k
+            shift_form = "direct" if form == "recurrent" else "fft"
+            shifted = long_conv(k, self.shift.to(k.dtype).mT, past, form=shift_form)
+            shifted = shifted + self.shift_skip.to(k.dtype) * k
+            q, shifted, v = (y.unflatten(-1, (-1, p)) for y in (q, shifted, v))  # B T H p
+            kv = (shifted[..., :, None] * v[..., None, :]).flatten(-2)  # B T H p*p
+            h = None if state is None else state.h
+            ssm = self.systems(bilinear, self.B)
+            s, h = diagonal_ssm(kv, ssm, h, length=length, form=form)
+            o = (q[..., None] * s.unflatten(-1, (p, p))).sum(-2)
+            # the skip is summed last: sum_i q_i k_i v_j = (q . k) v_j
+            o = o + self.skip.to(k.dtype)[:, None] * (q * shifted).sum(-1, keepdim=True) * v
+            return o.flatten(-2), H3State(newest(past, k, length), h)
