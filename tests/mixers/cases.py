@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from retnet.mixers import CHANNEL_MIXERS, MIXERS, BranchConfig
+from retnet.mixers.attention import ReRoPE, RoPEScaling
 
 D = 12  # the width of the residual stream in these tests
 
@@ -34,6 +35,27 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 6, "num_kv_heads": 2, "pairs": "interleaved", "rope_base": 500.0},
         {"num_heads": 2, "num_kv_heads": 1, "bias": True},
         {"num_heads": 4, "position": "none"},
+        {"num_heads": 6, "num_kv_heads": 2, "head_size": 6, "position": "alibi"},
+        {"num_heads": 2, "num_kv_heads": 1, "position": "kerple_power", "qk_bias": True},
+        {"num_heads": 2, "position": "sandwich", "window": 5},
+        {"num_heads": 3, "window": 4},
+        {"num_heads": 6, "num_kv_heads": 2, "window": 3, "sinks": 2, "position": "kerple_log"},
+        {"num_heads": 3, "scores": "key_norm", "log_n": "beyond", "train_len": 5, "window": 7},
+        {"num_heads": 3, "scores": "cosine", "train_len": 8, "log_n": "always"},
+        {"num_heads": 2, "num_kv_heads": 1, "weights": "l2", "position": "alibi", "urpe": 3},
+        {"num_heads": 3, "weights": "exp", "position": "none"},
+        {"num_heads": 2, "num_kv_heads": 1, "position": "xpos"},
+        {"num_heads": 3, "position": "xpos", "pairs": "interleaved", "window": 4, "sinks": 1},
+        {"num_heads": 2, "num_kv_heads": 1, "position": "general"},
+        {"num_heads": 2, "num_kv_heads": 1, "rerope": ReRoPE(window=3)},
+        {"num_heads": 3, "rerope": ReRoPE(window=3, slowdown=2.0)},
+        {"num_heads": 3, "scaling": RoPEScaling(kind="yarn", factor=4.0, original_len=64)},
+        {
+            "num_heads": 2,
+            "window": 5,
+            "sinks": 1,
+            "scaling": RoPEScaling(kind="dynamic", factor=2.0, original_len=3),
+        },
     ],
     "lru": [
         {},

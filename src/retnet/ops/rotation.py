@@ -41,8 +41,16 @@ def rotation_tables(
     Angles are float64, because float32 loses 0.06 rad at position 1,000,000; only the finished
     tables are rounded to `dtype`.
     """
-    freq = frequencies(theta, width, base, positions.device)
-    angles = positions.double()[..., None, None] * freq
+    return turning_tables(positions, frequencies(theta, width, base, positions.device), dtype)
+
+
+def turning_tables(
+    positions: Int[Tensor, "rows T"] | Float[Tensor, "rows T"],
+    frequencies: Float[Tensor, " pairs"],
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "rows T 1 pairs"], Float[Tensor, "rows T 1 pairs"]]:
+    """`rotation_tables` of any frequencies, in float64, and positions that need not be whole."""
+    angles = positions.double()[..., None, None] * frequencies
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

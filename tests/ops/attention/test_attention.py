@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ops.attention.reference import Case, by_definition, random_case
 from retnet.ops import Layout, SequenceRanks, attention
-from retnet.ops.attention import AttentionState, masks
+from retnet.ops.attention import AttentionState
+from retnet.ops.attention import blocks as in_blocks
 from retnet.ops.sequence import Spread
 from support import assert_within_budget
 
@@ -55,7 +56,7 @@ def close(got: Tensor, want: Tensor) -> None:
 
 @pytest.fixture(params=[2, 512], ids=["blocks of 2", "one block"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masks, "QUERY_BLOCK", request.param)
+    monkeypatch.setattr(in_blocks, "QUERY_BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -158,7 +159,7 @@ def test_masks_are_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> 
     case = random_case(**CASES["all of it"])
     layout = case.layout()
     want = attention(case.q, case.k, case.v, case.state, layout=layout)
-    monkeypatch.setattr(masks, "_seen", lambda *_: pytest.fail("made a second time"))
+    monkeypatch.setattr(in_blocks, "_seen", lambda *_: pytest.fail("made a second time"))
     got = attention(case.q, case.k, case.v, case.state, layout=layout)
     assert torch.equal(got[0], want[0])
 

@@ -1,13 +1,16 @@
-"""Softmax attention over everything a row has read, through PyTorch's own kernels."""
+"""Softmax attention over what a row has read, through PyTorch's own kernels."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from retnet.ops.attention.masks import query_blocks
+from retnet.ops.attention.blocks import Keys, query_blocks
+from retnet.ops.attention.checks import check
+from retnet.ops.attention.reach import EVERYTHING, Reach
+from retnet.ops.attention.rule import PLAIN, Rule, mixed, one_token, sdpa
 from retnet.ops.attention.states import AttentionState, appended, num_past
 from retnet.ops.attention.static import StaticCache
+from retnet.ops.attention.window import WindowState, slid, window_keys, without_unused
 from retnet.ops.layout import Layout
 
 
@@ -15,14 +18,16 @@ def attention(
     q: Float[Tensor, "B T H D_k"],
     k: Float[Tensor, "B T H_kv D_k"],
     v: Float[Tensor, "B T H_kv D_v"],
-    state: AttentionState | None = None,
+    state: AttentionState | WindowState | None = None,
     *,
     layout: Layout | None = None,
-) -> tuple[Float[Tensor, "B T H D_v"], AttentionState]:
+    reach: Reach = EVERYTHING,
+    rule: Rule = PLAIN,
+) -> tuple[Float[Tensor, "B T H D_v"], AttentionState | WindowState]:
     """Mix tokens with a softmax over the scores of all tokens up to each.
 
     `o_n = sum_(j<=n) p_nj v_j` with `p_n = softmax_j(D_k^(-1/2) q_n . k_j)`, j over the tokens of
-    n's document that are no padding. Head h reads the keys and values of head
+    n's document that are no padding and within reach. Head h reads the keys and values of head
     `h // (H / H_kv)`. Differentiable in q, k, v and state.
 
     Args:
@@ -31,11 +36,15 @@ def attention(
         v: their values.
         state: keys and values of the tokens before; None at the start of a sequence.
         layout: padding and document starts of this call, and how many keys of the state belong to
-            each row. None when all of them do and there is nothing else to say.
+            each row. None when all of them do and there is nothing else to say; a window's state
+            needs it.
+        reach: how far back a query looks.
+        rule: what differs in the weights.
 
     Returns:
-        o in q's dtype, zero at padding, and the state after the last token, which holds a key and
-        a value for each token of the current document and nothing else.
+        o in q's dtype, zero at padding, and the state after the last token: an `AttentionState`,
+        which holds a key and a value for each token of the current document and nothing else, or
+        the `WindowState` of a window.
 
     Raises:
         ValueError: sizes, dtypes or devices do not fit each other, or the layout's rows are spread
@@ -50,10 +59,13 @@ def attention(
         >>> v = torch.tensor([1.0, 2.0, 6.0]).view(1, 3, 1, 1)
         >>> attention(q, k, v)[0].flatten().tolist()
         [1.0, 1.5, 3.0]
+        >>> attention(q, k, v, reach=Reach(window=2))[0].flatten().tolist()
+        [1.0, 1.5, 4.0]
     """
-    _check(q, k, v, state)
+    check(q, k, v, state, reach)
     B, T = q.shape[:2]
-    layout = layout or Layout.of(B, T, position=_full_rows(state), device=q.device)
+    if layout is None:
+        layout = Layout.of(B, T, position=_full_rows(state), device=q.device)
     if layout.spread is not None:
         raise ValueError(
             "attention does not pass keys between ranks, so its rows must not be spread over "
@@ -61,105 +73,76 @@ def attention(
         )
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # B H T D, as the kernels have it
     with torch.autocast(q.device.type, enabled=False):  # the caller has chosen the dtype
-        after = appended(state, k, v, layout)
-        dense = num_past(state, layout) is None
-        if not dense and state is not None:  # slots of the state, whoever they belong to, then ours
-            k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
-        elif dense:
-            k, v = after
-        o = _mix(q, k, v, layout, dense)
+        if reach.window is None:
+            assert not isinstance(state, WindowState)
+            after, dense = appended(state, k, v, layout), num_past(state, layout) is None
+            if dense and rule.is_plain and T in (1, after.k.shape[2]):
+                one = T == 1
+                o = one_token(q, *after, None, rule.scale) if one else _triangle(q, after, rule)
+                return o.transpose(1, 2), after
+            past = _past_keys(state, layout, dense)
+            if state is not None:  # slots of the state, whoever they belong to, then ours
+                k, v = (
+                    after if dense else (torch.cat(xs, 2) for xs in zip(state, (k, v), strict=True))
+                )
+        else:
+            assert not isinstance(state, AttentionState)
+            after = slid(state, k, v, layout, reach)
+            masks = layout.valid is not None or layout.starts is not None
+            if state is None and rule.is_plain and not masks and reach.window >= T:
+                o = _triangle(q, AttentionState(k, v), rule)
+                return o.transpose(1, 2), after
+            past, unused = window_keys(state, layout, reach)
+            if state is not None:
+                held = (without_unused(x, unused, reach.sinks) for x in state)
+                k, v = (torch.cat(xs, 2) for xs in zip(held, (k, v), strict=True))
+        blocks = [
+            mixed(
+                q[:, :, block.start : block.stop],
+                block.taken(k, 2),
+                block.taken(v, 2),
+                block,
+                rule,
+                layout,
+            )
+            for block in query_blocks(layout, past, T, reach)
+        ]
+        o = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+        if layout.valid is not None:
+            o = o.masked_fill(~layout.valid[:, None, :, None], 0)
     return o.transpose(1, 2), after
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dense: bool) -> Tensor:
-    """Attend to keys of which the last T are those of the queries, (B, H, T, D_v)."""
-    T, slots = q.shape[2], k.shape[2]
-    if dense and T in (1, slots):
-        return one_token(q, k, v) if T == 1 else _sdpa(q, k, v, is_causal=True)
-    blocks = []
-    for start, stop, mask in query_blocks(layout, slots - T, T, dense):
-        keys = slots - T + stop  # later ones are in the future
-        part = q[:, :, start:stop], k[:, :, :keys], v[:, :, :keys]
-        blocks.append(one_token(*part, mask) if T == 1 else _sdpa(*part, mask=mask))
-    o = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
-    return o if layout.valid is None else o.masked_fill(~layout.valid[:, None, :, None], 0)
+def _triangle(q: Tensor, keys: AttentionState, rule: Rule) -> Tensor:
+    return sdpa(q, *keys, is_causal=True, scale=rule.scale)
 
 
-def one_token(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend with one query per row and head, (B, H, 1, D_v), to all keys or those of the mask.
-
-    Heads that share keys become queries of one head, so that the keys are read once.
-    """
-    B, H, _, D_k = q.shape
-    grouped = q.view(B, k.shape[1], -1, D_k)  # B H_kv G D_k
-    return F.scaled_dot_product_attention(grouped, k, v, mask).view(B, H, 1, -1)
+def _past_keys(state: AttentionState | None, layout: Layout, dense: bool) -> Keys:
+    slots = 0 if state is None else state.k.shape[2]
+    place = torch.arange(slots, device=layout.positions.device)[None]
+    used = None if dense or not slots else place < layout.positions[:, :1]
+    return Keys(place, used, None, None, slots)
 
 
-def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=is_causal, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-def _full_rows(state: AttentionState | None) -> Tensor | None:
+def _full_rows(state: AttentionState | WindowState | None) -> Tensor | None:
     if state is None:
         return None
+    if isinstance(state, WindowState):
+        raise ValueError(
+            "the state of a window does not say how many tokens a row has read; pass a layout "
+            "(Layout.of with position)"
+        )
     B, _, slots, _ = state.k.shape
     return torch.full((B,), slots, device=state.k.device)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, state: AttentionState | None) -> None:
-    """Refuse metadata that does not fit; values are not looked at."""
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.ndim != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; it must have 4 dimensions, "
-                "(B, T, H, D): add the missing ones with [None] or unflatten"
-            )
-    B, T, H, D_k = q.shape
-    if T == 0:
-        raise ValueError(f"q has shape {tuple(q.shape)}: T is 0; pass at least one token")
-    H_kv = k.shape[2]
-    if k.shape != (B, T, H_kv, D_k) or v.shape[:3] != k.shape[:3]:
-        raise ValueError(
-            f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; beside q {tuple(q.shape)} they "
-            "must be (B, T, H_kv, D_k) and (B, T, H_kv, D_v)"
-        )
-    if H_kv == 0 or H % H_kv:
-        raise ValueError(
-            f"q has {H} heads and k {H_kv}; the number of queries' heads must be a multiple of "
-            "that of keys"
-        )
-    if not q.dtype.is_floating_point or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(
-            f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; they must share one floating "
-            "dtype: cast with .to(q.dtype)"
-        )
-    for name, tensor in (
-        ("k", k),
-        ("v", v),
-        *zip(("state.k", "state.v"), state or (), strict=False),
-    ):
-        if tensor.device != q.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and q on {q.device}; move them to one device"
-            )
-    if state is None:
-        return
-    for name, held, new in (("k", state.k, k), ("v", state.v, v)):
-        slots = state.k.shape[2] if state.k.ndim == 4 else -1
-        want = (B, H_kv, slots, new.shape[3])
-        if held.shape != want:
-            raise ValueError(
-                f"state.{name} has shape {tuple(held.shape)}; it must be (B, H_kv, slots, D) = "
-                f"({B}, {H_kv}, slots, {new.shape[3]}), with as many slots in k as in v"
-            )
-        if held.dtype != q.dtype:
-            raise ValueError(
-                f"state.{name} has dtype {held.dtype} and q {q.dtype}; read a text in one dtype"
-            )
-
-
-__all__ = ["AttentionState", "StaticCache", "attention"]
+__all__ = [
+    "EVERYTHING",
+    "PLAIN",
+    "AttentionState",
+    "Reach",
+    "Rule",
+    "StaticCache",
+    "WindowState",
+    "attention",
+]

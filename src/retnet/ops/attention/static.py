@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from retnet.ops.attention.rule import PLAIN, Rule
 from retnet.ops.attention.states import AttentionState
 from retnet.ops.layout import Layout
 
@@ -74,6 +75,7 @@ class StaticCache(NamedTuple):
         k: Float[Tensor, "B T H_kv D_k"],
         v: Float[Tensor, "B T H_kv D_v"],
         layout: Layout,
+        rule: Rule = PLAIN,
     ) -> tuple[Float[Tensor, "B T H D_v"], "StaticCache"]:
         """Write one token of every row and attend to all that is there, as `attention` does.
 
@@ -83,6 +85,8 @@ class StaticCache(NamedTuple):
         Raises:
             ValueError: the call is none of a decoding step, or the cache is full.
         """
+        assert rule.by_kernel
+        assert rule.turn is None
         masked = layout.valid is not None or layout.starts is not None
         if q.shape[1] != 1 or q.requires_grad or masked:
             raise ValueError(
@@ -101,18 +105,40 @@ class StaticCache(NamedTuple):
         rows = slice(None) if isinstance(slot, int) else torch.arange(B, device=q.device)
         self.k[rows, :, slot] = k[:, 0]
         self.v[rows, :, slot] = v[:, 0]
+        if rule.bias is not None:
+            mask = _biased(rule, layout, filled, mask, q)
+            mask = mask.view(len(mask), H_kv, -1, filled)
         q = q.reshape(B, H_kv, -1, D_k)  # heads that share keys become queries of one head
         by_channel = self.k.stride(2) == 1
         mix = _products if by_channel else F.scaled_dot_product_attention
-        o = mix(q, self.k[:, :, :filled], self.v[:, :, :filled], mask)
+        k, v = self.k[:, :, :filled], self.v[:, :, :filled]
+        o = mix(q, k, v, mask, scale=rule.scale)
         return o.reshape(B, 1, H, -1), self._replace(length=layout.next_position)
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = (
+            scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        )
     return scores.softmax(-1) @ v
+
+
+def _biased(rule: Rule, layout: Layout, filled: int, mask: Tensor | None, q: Tensor) -> Tensor:
+    """Bias of the slots that each row sees, and -inf for the others, (rows, H, 1, filled)."""
+
+    def build() -> Tensor:
+        at = torch.arange(filled, device=q.device)
+        distance = (layout.positions[:, :1, None] - at).clamp(min=0)  # rows 1 filled
+        assert rule.bias is not None
+        wide = torch.promote_types(q.dtype, torch.float32)
+        bias = rule.bias(distance.to(wide)).to(q.dtype)
+        return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+
+    if rule.bias_name is None:
+        return build()
+    return layout.shared(("attention step bias", rule.bias_name, filled, q.dtype), build)
 
 
 def _places(layout: Layout, B: int, slots: int) -> tuple[int, int | Tensor, Tensor | None]:
