@@ -51,10 +51,17 @@ def save_weights(
     tensors = {name: t.contiguous().cpu() for name, t in tensors.items()}
     # transformers refuses safetensors files without this entry
     write_atomic(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_description(folder, config, tensors["embed_tokens.weight"].dtype, tokenizer)
+
+
+def write_description(
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, tokenizer: Tokenizer | None
+) -> None:
+    """Write what stands beside the weights of `dtype`: config and tokenizer."""
     described = {
         "model_type": MODEL_TYPE,
         "architectures": ["RetNetDecoderForCausalLM"],
-        "dtype": str(tensors["embed_tokens.weight"].dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         **({"bos_token_id": tokenizer.bos_id} if tokenizer is not None else {}),
         "decoder": to_dict(config),
     }
