@@ -39,6 +39,11 @@ COMMANDS = {
     "chat": Command("write a text in turns with a model", "retnet chat runs/demo"),
     "evaluate": Command("score a model on your text files", "retnet evaluate runs/demo notes.txt"),
     "reproduce": Command("run an experiment again on this machine", "retnet reproduce positions"),
+    "convert": Command(
+        "turn a checkpoint of another program into ours, or back",
+        "retnet convert model.safetensors runs/theirs",
+        "stopped; nothing was written",
+    ),
     "bench": Command("measure speed, memory and agreement", "retnet bench forms --quick"),
 }
 

@@ -146,8 +146,8 @@ def load(folder: str | Path, **kwargs: Any) -> tuple[Decoder, Tokenizer]:
     model, tokenizer = load_checkpoint(folder, **kwargs)
     if tokenizer is None:
         raise ValueError(
-            f"{folder} has no tokenizer.json; copy the tokenizer there, or read the model alone "
-            "with retnet.hub.load_checkpoint"
+            f"{folder} has no tokenizer.json; copy the tokenizer there, or do without: "
+            "retnet generate --ids, retnet.hub.load_checkpoint"
         )
     return model, tokenizer
 

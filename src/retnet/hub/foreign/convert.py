@@ -1,6 +1,8 @@
 """Convert a checkpoint: any format to any other, one tensor at a time, whole or not at all."""
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +48,28 @@ class Report(NamedTuple):
     rules: tuple[Rule, ...]
     entries: Mapping[str, Entry]
     tokenizer: str
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in what was written."""
+        return sum(entry.num_bytes // entry.dtype.itemsize for entry in self.entries.values())
+
+    def dtypes(self) -> str:
+        """Names of the dtypes that were written."""
+        names = {str(entry.dtype).removeprefix("torch.") for entry in self.entries.values()}
+        return ", ".join(sorted(names))
+
+    def mapping(self) -> list[tuple[str, str, int]]:
+        """Their names and ours, a star for the layer, and how many tensors these stand for."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for rule in self.rules:
+            theirs, ours = (_any_layer(names) for names in (rule.theirs, rule.ours))
+            counts[theirs, ours] += 1
+        return [(theirs, ours, count) for (theirs, ours), count in counts.items()]
+
+
+def _any_layer(names: tuple[str, ...]) -> str:
+    return ", ".join(re.sub(r"\.\d+\.", ".*.", name, count=1) for name in names)
 
 
 def convert(

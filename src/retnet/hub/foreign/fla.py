@@ -4,9 +4,6 @@ Its RetNet has RoPE's angles, no score normaliser, and a head norm with or witho
 from before February 2025 hold the two inner matrices of the gated network as one.
 """
 
-import math
-from typing import Any, cast
-
 from retnet.hub.foreign.answers import Answers, Question
 from retnet.hub.foreign.common import ends, is_tied, num_layers, refuse, uniform_branches
 from retnet.hub.foreign.format import Format, States, Translation
@@ -16,7 +13,6 @@ from retnet.hub.foreign.tensors import Source
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.model import DecoderConfig, LayerConfig
-from retnet.ops.gate import Activation
 
 MODEL_TYPE = Question(
     "model_type",
