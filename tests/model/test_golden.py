@@ -41,8 +41,7 @@ def squared_scale(model: Decoder, state: DecoderState) -> Tensor:
 def test_score_norm_torchscale_reproduces_the_official_parallel_logits(
     name: str, dtype: torch.dtype
 ) -> None:
-    rule = "torchscale_v1" if name == "torchscale_v1" else "torchscale"
-    file, model = golden(name), decoder(name, rule, dtype)
+    file, model = golden(name), decoder(name, "torchscale", dtype)
     logits, _ = run(model, file.tokens(), "parallel")
     file.assert_agrees(logits, "logits_parallel")
     logits, _ = model(file.tokens())  # auto chooses the one form that has this normaliser
@@ -141,8 +140,7 @@ def test_prefill_then_decode_reproduces_fla_decoding(name: str) -> None:
 
 @pytest.mark.parametrize("name", TORCHSCALE + SYNCDOTH + FLA)
 def test_hidden_states_of_every_layer_agree(name: str) -> None:
-    rule = "none" if name in FLA else "torchscale_v1" if name.endswith("v1") else "torchscale"
-    file, model = golden(name), decoder(name, rule, torch.float32)
+    file, model = golden(name), decoder(name, "torchscale", torch.float32)
     seen: list[Tensor] = []
     for layer in model.layers:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -156,8 +154,7 @@ def test_hidden_states_of_every_layer_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", TORCHSCALE)
 def test_what_enters_and_leaves_a_retention_layer_agrees(name: str) -> None:
-    rule = "torchscale_v1" if name.endswith("v1") else "torchscale"
-    file, model = golden(name), decoder(name, rule, torch.float32)
+    file, model = golden(name), decoder(name, "torchscale", torch.float32)
     seen: dict[str, Tensor] = {}
     module = model.layers[1].branches[0]  # type: ignore[union-attr,index]
     module.register_forward_hook(  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from retnet.cli.options import parse
 
@@ -38,7 +38,7 @@ class Options:
         Literal["saved", "float32", "bfloat16", "float16", "float64"], arg(metavar="KIND")
     ] = "saved"
     """Of the weights: saved, float32, bfloat16, float16, float64."""
-    force: bool = False
+    force: FlagCreatePairsOff[bool] = False
     """Replace the model in a TARGET that exists."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from retnet.cli.options import (
     Adapter,
@@ -41,7 +41,7 @@ class Options:
     """End before this text."""
     num_samples: Annotated[int, arg(metavar="N")] = 1
     """Texts to write, of one prompt."""
-    ids: bool = False
+    ids: FlagCreatePairsOff[bool] = False
     """TEXT and the output are token ids, as in "5 17": no tokenizer."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to choose tokens."""

@@ -1,4 +1,4 @@
-"""What a format of checkpoints is to `retnet convert`: some functions, and no class to inherit from."""
+"""What a format of checkpoints is to `retnet convert`: functions, and no class to inherit from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Which tensor of theirs is which of ours: one table, read in both directions."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from retnet.hub.foreign.tensors import Entry, Tensors
 from retnet.ops.rotation import PairLayout
 
 
+@runtime_checkable
 class Change(Protocol):
     """How tensors of theirs become tensors of ours, and back to the bit.
 

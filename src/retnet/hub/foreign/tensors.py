@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Entry(NamedTuple):
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """Named tensors that need not fit into memory together."""
 
@@ -37,6 +38,7 @@ class Tensors(Protocol):
         ...
 
 
+@runtime_checkable
 class Source(Tensors, Protocol):
     """A checkpoint as it was found: in a folder, a file, or one file among several.
 
