@@ -125,6 +125,19 @@ def test_files_are_in_hugging_face_layout(folder: Path) -> None:
     assert (folder / "model.safetensors").read_bytes()[8:].find(b'"format":"pt"') > 0
 
 
+def test_a_text_ends_at_bos_or_at_the_tokenizers_eos(tmp_path: Path) -> None:
+    words = Tokenizer.bytes()
+    backend, model = words._backend, decoder(config(vocab_size=300), torch.float32)
+    backend.add_special_tokens(["<|end|>"])
+    ending = Tokenizer(backend, words.bos_token, {"eos_token": "<|end|>"})
+    for tokenizer, eos in ((words, 256), (ending, [257, 256])):
+        save_checkpoint(tmp_path, model, tokenizer)
+        said = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
+        pad = eos if isinstance(eos, int) else eos[0]
+        assert said == {"bos_token_id": 256, "eos_token_id": eos, "pad_token_id": pad}
+        assert retnet.load(tmp_path)[1].end_ids == tokenizer.end_ids
+
+
 def test_saving_again_replaces_our_files_and_leaves_others(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     second = decoder(config(d_model=24, vocab_size=300), torch.float32)

@@ -21,6 +21,7 @@ class Pieces:
     """A tokenizer of bytes and a few longer pieces, which only the model uses."""
 
     bos_id = BOS
+    end_ids = (BOS,)
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces = [bytes([byte]) for byte in range(256)] + [b""] + list(pieces)

@@ -6,7 +6,7 @@ from retnet.model.reply import Reply
 
 
 class Pieces:
-    """A tokenizer whose token i is the i-th piece; BOS is one more."""
+    """A tokenizer whose token i is the i-th piece; BOS is one more, and EOS another."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
@@ -14,6 +14,10 @@ class Pieces:
     @property
     def bos_id(self) -> int:
         return len(self.pieces)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.bos_id, self.bos_id + 1
 
     def encode(self, text: str) -> list[int]:
         raise NotImplementedError(text)
@@ -112,15 +116,16 @@ def test_reply_ends_before_the_stop_string_that_is_complete_first():
             assert reply.text == want
 
 
-def test_reply_counts_all_tokens_but_bos():
+def test_reply_counts_all_tokens_but_the_one_that_ends_it():
     reply = Reply(Pieces([b"ab", b"cd"]), 9, "bc")
     for token in range(2):
         reply.take(token)
     assert (reply.text, reply.tokens, reply.finish_reason) == ("a", [0, 1], "stop")
-    reply = Reply(Pieces([b"ab"]), 9, ())
-    reply.take(0)
-    reply.take(1)
-    assert (reply.text, reply.tokens, reply.finish_reason) == ("ab", [0], "stop")
+    for end in (1, 2):  # BOS, EOS
+        reply = Reply(Pieces([b"ab"]), 9, ())
+        reply.take(0)
+        reply.take(end)
+        assert (reply.text, reply.tokens, reply.finish_reason) == ("ab", [0], "stop")
 
 
 def test_reply_of_no_tokens_has_ended():

@@ -39,15 +39,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     )
     with all_cores():
         backend.train_from_iterator((piece for text in texts for piece in cut(text)), trainer)
-    return _finish(backend)
+    return finish(backend, BOS)
 
 
 def plain_bytes() -> tokenizers.Tokenizer:
     """Make the tokenizer whose tokens are the 256 bytes (id = value) and BOS (id 256)."""
     backend = tokenizers.Tokenizer(models.BPE(vocab=byte_of_char(), merges=[]))
-    backend.pre_tokenizer = _to_bytes()
+    backend.pre_tokenizer = to_bytes()
     backend.add_special_tokens([BOS])
-    return _finish(backend)
+    return finish(backend, BOS)
 
 
 def may_cut(backend: tokenizers.Tokenizer) -> bool:
@@ -55,7 +55,7 @@ def may_cut(backend: tokenizers.Tokenizer) -> bool:
     if backend.normalizer is not None or backend.pre_tokenizer is None:
         return False
     ours = [tokenizers.Tokenizer(models.BPE()) for _ in range(2)]
-    ours[0].pre_tokenizer, ours[1].pre_tokenizer = _word_splitter(), _to_bytes()
+    ours[0].pre_tokenizer, ours[1].pre_tokenizer = _word_splitter(), to_bytes()
     state = backend.pre_tokenizer.__getstate__()
     return state in [own.pre_tokenizer.__getstate__() for own in ours]
 
@@ -82,21 +82,23 @@ def byte_of_char() -> dict[str, int]:
     }
 
 
-def _to_bytes() -> pre_tokenizers.ByteLevel:
+def to_bytes() -> pre_tokenizers.ByteLevel:
+    """Write each byte of a text as its printable stand-in."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 def _word_splitter() -> pre_tokenizers.Sequence:
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    return pre_tokenizers.Sequence([split, _to_bytes()])
+    return pre_tokenizers.Sequence([split, to_bytes()])
 
 
-def _finish(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def finish(backend: tokenizers.Tokenizer, bos: str) -> tokenizers.Tokenizer:
+    """Have a byte-level tokenizer decode, and begin documents with a token of its vocabulary."""
     backend.decoder = decoders.ByteLevel()
     # For other programs that read tokenizer.json: they see documents begin as the model did.
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A",
-        pair=f"{BOS} $A $B",
-        special_tokens=[(BOS, backend.token_to_id(BOS))],
+        single=f"{bos} $A",
+        pair=f"{bos} $A $B",
+        special_tokens=[(bos, backend.token_to_id(bos))],
     )
     return backend

@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from retnet.data.byte_level import BOS, cut, may_cut, plain_bytes, train_bpe
+from retnet.data.longest_match import END, longest_match, read_rwkv_vocabulary
 from retnet.data.parallel import all_cores
 from retnet.data.token_bytes import bytes_by_id
 
@@ -30,6 +31,8 @@ class Tokenizer:
         vocab_size: one more than the largest id.
         bos_id: the id of the token that begins a document.
         bos_token: its name.
+        end_ids: the ids that end a text: that of the configured EOS, if there is one, then BOS,
+            because a document ends where the next one begins.
     """
 
     def __init__(
@@ -40,28 +43,26 @@ class Tokenizer:
         Args:
             backend: it is changed: padding, truncation and special tokens in text are switched off.
             bos_token: the name of the token that begins a document.
-            config: further contents of tokenizer_config.json, kept by `save`.
+            config: further contents of tokenizer_config.json, kept by `save`; its "eos_token" ends
+                texts, too.
 
         Raises:
-            ValueError: bos_token is not in the vocabulary, or ids cannot be mapped to bytes.
+            ValueError: bos_token or the EOS is not in the vocabulary, or ids cannot be mapped to
+                bytes.
         """
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        bos_id = backend.token_to_id(bos_token)
-        if bos_id is None:
-            raise ValueError(
-                f"bos_token ({bos_token!r}) must be in the tokenizer's vocabulary; name a token "
-                "that is, in tokenizer_config.json"
-            )
-        self.bos_token = bos_token
-        self.bos_id: int = bos_id
-        self._backend = backend
         self._config = config or {}
+        self.bos_token = bos_token
+        self.bos_id = _id_of(backend, bos_token, "bos_token")
+        eos_id = _id_of(backend, _name_of(self._config, "eos_token") or bos_token, "eos_token")
+        self.end_ids = tuple(dict.fromkeys((eos_id, self.bos_id)))
+        self._backend = backend
         self._bytes_by_id = bytes_by_id(backend)
         self._may_cut = may_cut(backend)
         self.vocab_size = len(self._bytes_by_id)
-        if self._bytes_by_id[bos_id]:
+        if self._bytes_by_id[self.bos_id]:
             raise ValueError(
                 f"bos_token ({bos_token!r}) must be a special token, or it would begin documents "
                 "wherever it stands in a text; name one that is, in tokenizer_config.json"
@@ -91,13 +92,16 @@ class Tokenizer:
         """Load a tokenizer.json, ours or another's, with the tokenizer_config.json beside it.
 
         Args:
-            path: the file, or the folder that holds it.
+            path: the file, or the folder that holds it; or the vocabulary of RWKV's World models,
+                a .txt file.
 
         Raises:
             ValueError: there is no such file, it is not a tokenizer, it has no token that begins
                 documents, or its ids cannot be mapped to bytes.
         """
         path = Path(path)
+        if path.suffix == ".txt" and path.is_file():
+            return cls(longest_match(read_rwkv_vocabulary(path)), END)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise ValueError(
@@ -258,11 +262,23 @@ def _read_config(file: Path) -> dict:
     return config
 
 
+def _id_of(backend: tokenizers.Tokenizer, token: str, role: str) -> int:
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise ValueError(
+            f"{role} ({token!r}) must be in the tokenizer's vocabulary; name a token that is, in "
+            "tokenizer_config.json"
+        )
+    return token_id
+
+
+def _name_of(config: dict, role: str) -> str | None:
+    named = config.get(role)
+    return named.get("content") if isinstance(named, dict) else named  # older files spell it out
+
+
 def _find_bos(backend: tokenizers.Tokenizer, config: dict) -> str:
-    named = config.get("bos_token")
-    if isinstance(named, dict):  # older files spell out an added token
-        named = named.get("content")
-    if named:
+    if named := _name_of(config, "bos_token"):
         return named
     for name in COMMON_BOS:
         if backend.token_to_id(name) is not None:

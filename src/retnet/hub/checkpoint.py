@@ -69,8 +69,13 @@ def write_description(
     if tokenizer is not None:
         tokenizer.save(folder)
         # for transformers: BOS ends a text, since a document ends where the next one begins
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        write_json(folder / GENERATION, dict.fromkeys(names, tokenizer.bos_id))
+        ends = tokenizer.end_ids
+        generation = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": ends[0] if len(ends) == 1 else list(ends),
+            "pad_token_id": ends[0],
+        }
+        write_json(folder / GENERATION, generation)
 
 
 def load_checkpoint(

@@ -22,7 +22,7 @@ class Completion:
 
     Attributes:
         text: without the stop string.
-        tokens: all that were generated, those of the stop string included, without BOS.
+        tokens: all that were generated, those of the stop string included, without BOS and EOS.
         finish_reason: see `FinishReason`.
         num_prompt_tokens: tokens read before the first was generated, BOS included.
     """
@@ -226,7 +226,7 @@ class Session:
                 shown = shown[marks[0].num_decoded - past.num_decoded :]
             # before the yield, so that the session is right whenever the caller stops
             if reply.at_boundary and reply.num_shown == reply.num_decoded:
-                self._unread_tokens = [] if token == self._tokenizer.bos_id else [token]
+                self._unread_tokens = [] if token in self._tokenizer.end_ids else [token]
                 self._unread_text = ""
             else:
                 here, self._unread_tokens, self._unread_text = marks[0], [], shown

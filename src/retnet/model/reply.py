@@ -10,14 +10,16 @@ FinishReason = Literal["stop", "length"]
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What generation needs of a tokenizer; `retnet.data.Tokenizer` has it.
-
-    BOS stands between documents in training, so a model that predicts it has ended its text.
-    """
+    """What generation needs of a tokenizer; `retnet.data.Tokenizer` has it."""
 
     @property
     def bos_id(self) -> int:
         """The token before a document."""
+        ...
+
+    @property
+    def end_ids(self) -> Sequence[int]:
+        """Tokens that end a text: BOS, which stands between documents in training; perhaps EOS."""
         ...
 
     def encode(self, text: str, /) -> list[int]:
@@ -37,7 +39,7 @@ class Reply:
     become U+FFFD as soon as no further byte can mend them.
 
     Attributes:
-        tokens: those taken, without BOS.
+        tokens: those taken, without the one that ended the text.
         num_shown: characters of `text`.
         num_decoded: characters of all tokens; those that are not shown are withheld because a
             stop string may begin there, or has.
@@ -83,7 +85,7 @@ class Reply:
     def take(self, token: int) -> str:
         """Add the next token; return the new piece of text, often empty."""
         assert self.finish_reason is None, "the text has ended"
-        if token == self._tokenizer.bos_id:
+        if token in self._tokenizer.end_ids:
             piece = self._show(self._decoder.decode(b"", final=True), last=True)
             self.finish_reason = "stop"
             return piece
