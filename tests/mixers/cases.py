@@ -83,8 +83,12 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
     "s4d": [{"state_size": 6}, {"state_size": 2, "step_min": 0.01, "step_max": 1.0}],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
-    "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],
-    "ffn": [{"width": 20}, {"width": 7, "activation": "swish", "inner_norm": True}],
+    "glu": [{"width": 20}, {"width": 7, "activation": "relu", "bias": True}],
+    "ffn": [
+        {"width": 20},
+        {"width": 7, "activation": "swish", "inner_norm": True},
+        {"width": 7, "bias": False},
+    ],
 }
 
 

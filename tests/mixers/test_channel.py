@@ -25,29 +25,44 @@ def inputs() -> Tensor:
     return torch.randn(2, 3, 8, dtype=torch.float64)
 
 
+def affine(linear: nn.Linear, x: Tensor) -> Tensor:
+    y = x @ linear.weight.T
+    return y if linear.bias is None else y + linear.bias
+
+
+def has_biases(module: nn.Module) -> set[bool]:
+    return {p.bias is not None for p in module.children() if isinstance(p, nn.Linear)}
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_glu_is_its_formula(activation: str) -> None:
-    config = GLUConfig(width=20, activation=cast(Activation, activation))
+@pytest.mark.parametrize("bias", [False, True])
+def test_glu_is_its_formula(activation: str, bias: bool) -> None:
+    config = GLUConfig(width=20, activation=cast(Activation, activation), bias=bias)
     module, x = config.build(8).double(), inputs()
     y, state = module(x, None, LAYOUT)
-    gate, up, down = (p.weight.T for p in (module.gate_proj, module.up_proj, module.down_proj))
-    torch.testing.assert_close(y, (BY_HAND[activation](x @ gate) * (x @ up)) @ down)
+    gate, up = affine(module.gate_proj, x), affine(module.up_proj, x)
+    torch.testing.assert_close(y, affine(module.down_proj, BY_HAND[activation](gate) * up))
     assert state is None
-    assert all(p.bias is None for p in module.children() if isinstance(p, nn.Linear))
+    assert has_biases(module) == {bias}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("inner_norm", [False, True])
-def test_ffn_is_its_formula(activation: str, inner_norm: bool) -> None:
+@pytest.mark.parametrize(("inner_norm", "bias"), [(False, True), (True, True), (False, False)])
+def test_ffn_is_its_formula(activation: str, inner_norm: bool, bias: bool) -> None:
     config = FFNConfig(
-        width=20, activation=cast(Activation, activation), inner_norm=inner_norm, norm_eps=1e-2
+        width=20,
+        activation=cast(Activation, activation),
+        inner_norm=inner_norm,
+        norm_eps=1e-2,
+        bias=bias,
     )
     module, x = config.build(8).double(), inputs()
     y, _ = module(x, None, LAYOUT)
-    inner = BY_HAND[activation](x @ module.up_proj.weight.T + module.up_proj.bias)
+    inner = BY_HAND[activation](affine(module.up_proj, x))
     if inner_norm:
         inner = F.layer_norm(inner, (20,), eps=1e-2)
-    torch.testing.assert_close(y, inner @ module.down_proj.weight.T + module.down_proj.bias)
+    torch.testing.assert_close(y, affine(module.down_proj, inner))
+    assert has_biases(module) == {bias}
 
 
 def test_inner_norm_has_the_width_of_the_inner_layer() -> None:

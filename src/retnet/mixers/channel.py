@@ -16,13 +16,20 @@ from retnet.types import FormChoice
 
 @dataclass(frozen=True, kw_only=True)
 class GLUConfig:
-    """Gated linear unit, `W_down (act(x W_gate) * x W_up)` (Shazeer 2020, arXiv:2002.05202)."""
+    """Gated linear unit, `W_down (act(x W_gate) * x W_up)` (Shazeer 2020, arXiv:2002.05202).
+
+    Attributes:
+        width: of the inner layer.
+        activation: of the gate.
+        bias: whether the three linear layers have biases.
+    """
 
     formula: ClassVar[str] = "y = (act(x W_gate) ⊙ x W_up) W_down"
     cost: ClassVar[str] = "O(D F) / O(D F)"
 
     width: int
     activation: Activation = "swish"
+    bias: bool = False
 
     def build(self, d_model: int) -> "GLU":
         """Make the layer for a decoder of width `d_model`."""
@@ -30,14 +37,14 @@ class GLUConfig:
 
 
 class GLU(nn.Module):
-    """Gated linear unit without biases."""
+    """Gated linear unit."""
 
     def __init__(self, config: GLUConfig, d_model: int) -> None:
         super().__init__()
         self.activation: Activation = config.activation
-        self.gate_proj = nn.Linear(d_model, config.width, bias=False)
-        self.up_proj = nn.Linear(d_model, config.width, bias=False)
-        self.down_proj = nn.Linear(config.width, d_model, bias=False)
+        self.gate_proj = nn.Linear(d_model, config.width, bias=config.bias)
+        self.up_proj = nn.Linear(d_model, config.width, bias=config.bias)
+        self.down_proj = nn.Linear(config.width, d_model, bias=config.bias)
         self.inward = JointLinear("gate_proj", "up_proj")
         self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
@@ -82,6 +89,7 @@ class FFNConfig:
         activation: between the two linear layers.
         inner_norm: LayerNorm before the second linear layer ("subln", arXiv:2210.06423).
         norm_eps: its epsilon.
+        bias: whether the two linear layers have biases.
     """
 
     formula: ClassVar[str] = "y = norm(act(x W_up + b)) W_down + b"
@@ -91,6 +99,7 @@ class FFNConfig:
     activation: Activation = "gelu"
     inner_norm: bool = False
     norm_eps: float = 1e-5
+    bias: bool = True
 
     def build(self, d_model: int) -> "FFN":
         """Make the layer for a decoder of width `d_model`."""
@@ -98,16 +107,16 @@ class FFNConfig:
 
 
 class FFN(nn.Module):
-    """Two linear layers with biases."""
+    """Two linear layers and what is between them."""
 
     def __init__(self, config: FFNConfig, d_model: int) -> None:
         super().__init__()
         self.activation: Activation = config.activation
-        self.up_proj = nn.Linear(d_model, config.width)
+        self.up_proj = nn.Linear(d_model, config.width, bias=config.bias)
         self.inner_norm = (
             nn.LayerNorm(config.width, config.norm_eps) if config.inner_norm else nn.Identity()
         )
-        self.down_proj = nn.Linear(config.width, d_model)
+        self.down_proj = nn.Linear(config.width, d_model, bias=config.bias)
         self.inward = JointLinear("up_proj")
         self.outward = JointLinear("down_proj")
         self.reset_parameters(1.0)
