@@ -62,6 +62,7 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"recurrence": "real", "r_min": 0.0, "r_max": 0.5},
         {"state_width": 7, "max_phase": 0.5, "skip": True, "block": "glu"},
         {"state_width": 5, "recurrence": "real", "skip": True},
+    ],
     "linear_attention": [
         {"num_heads": 3},
         {"num_heads": 2, "position": "rope", "eps": 1e-3},
@@ -76,6 +77,7 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"variant": "local", "max_len": 64, "window": 1, "width": 5, "bias": True},
         {"variant": "full", "max_len": 64},
         {"variant": "full", "max_len": 64, "width": 10, "bias": True},
+    ],
     "h3": [
         {"head_dim": 3, "state_size": 4, "shift_taps": 3},
         {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},

@@ -4,9 +4,9 @@ from retnet.mixers.aft import AFTConfig
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
-from retnet.mixers.lru import LRUConfig
-from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.h3 import H3Config
+from retnet.mixers.linear_attention import LinearAttentionConfig
+from retnet.mixers.lru import LRUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.s4d import S4DConfig
 

@@ -40,7 +40,7 @@ class LRUConfig:
     """
 
     formula: ClassVar[str] = (
-        "h_t = λ ⊙ h_(t-1) + γ ⊙ B x_t,  y_t = Re(C h_t),  λ = exp(-exp(ν) + i exp(θ))"  # noqa: RUF001
+        "h_t = λ ⊙ h_(t-1) + γ ⊙ B x_t,  y_t = Re(C h_t),  λ = exp(-exp(ν) + i exp(θ))"
     )
     cost: ClassVar[str] = "O(N) / O(N)"
     left_out: ClassVar[str] = ""
