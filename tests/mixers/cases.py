@@ -91,6 +91,12 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
         {"width": 7, "activation": "swish", "inner_norm": True},
         {"width": 7, "bias": False},
     ],
+    "rwkv": [{}, {"width": 7}, {"token_shift": False}],
+}
+CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
+    "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],
+    "ffn": [{"width": 20}, {"width": 7, "activation": "swish", "inner_norm": True}],
+    "rwkv_ffn": [{"width": 20}, {"width": 7, "token_shift": False}],
 }
 
 

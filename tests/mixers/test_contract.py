@@ -217,4 +217,4 @@ def test_gain_scales_the_output_and_a_second_draw_forgets_the_first(
         module.reset_parameters(gain)  # type: ignore[operator]
         y, _ = run(module, x)
         sizes.append((y - y.mean((0, 1))).std().item())  # less a bias, which has no gain
-    assert sizes[1] < 0.1 * sizes[0]
+    assert sizes[1] <= 0.1 * sizes[0]  # both are zero where the output begins at zero

@@ -11,7 +11,7 @@ from retnet.ops import blocks
 from retnet.ops.gate import ACTIVATIONS, Activation, activate, gated, gated_rms_norm
 from support import assert_within_budget
 
-BY_HAND = {"swish": F.silu, "gelu": F.gelu, "relu": F.relu}
+BY_HAND = {"swish": F.silu, "gelu": F.gelu, "relu": F.relu, "sigmoid": torch.sigmoid}
 
 
 def plainly_gated(a: Tensor, b: Tensor, activation: str) -> Tensor:

@@ -9,6 +9,8 @@ from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.s4d import S4DConfig
+from retnet.mixers.rwkv import RWKVConfig
+from retnet.mixers.rwkv_channel import RWKVFFNConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
@@ -18,10 +20,15 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "aft": AFTConfig,
     "h3": H3Config,
     "s4d": S4DConfig,
+    "rwkv": RWKVConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 
-CHANNEL_MIXERS: dict[str, type[BranchConfig]] = {"glu": GLUConfig, "ffn": FFNConfig}
+CHANNEL_MIXERS: dict[str, type[BranchConfig]] = {
+    "glu": GLUConfig,
+    "ffn": FFNConfig,
+    "rwkv_ffn": RWKVFFNConfig,
+}
 """Channel mixers, likewise."""
 
 __all__ = ["ALONE", "CHANNEL_MIXERS", "MIXERS", "Branch", "BranchConfig", "Depth"]

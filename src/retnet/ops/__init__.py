@@ -5,5 +5,7 @@ from retnet.ops.layout import Layout
 from retnet.ops.retention import retention
 from retnet.ops.scan import linear_recurrence
 from retnet.ops.sequence import SequenceRanks
+from retnet.ops.wkv import wkv
 
 __all__ = ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention"]
+__all__ = ["Layout", "SequenceRanks", "attention", "retention", "wkv"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from retnet.ops.blocks import blocks
 from retnet.ops.norm import rms_norm
 
-Activation = Literal["swish", "gelu", "relu"]
+Activation = Literal["swish", "gelu", "relu", "sigmoid"]
 
 
 class _Function(NamedTuple):
@@ -44,6 +44,11 @@ ACTIVATIONS: dict[str, _Function] = {
         F.relu,
         lambda a, out: torch.clamp(a, min=0, out=out),
         lambda g, a, out: torch.mul(g, a > 0, out=out),
+    ),
+    "sigmoid": _Function(
+        torch.sigmoid,
+        lambda a, out: torch.sigmoid(a, out=out),
+        lambda g, a, out: _aten.sigmoid_backward.grad_input(g, a.sigmoid(), grad_input=out),
     ),
 }
 

@@ -1,0 +1,174 @@
+"""RWKV-4's time mixing: parameters around `retnet.ops.wkv`."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.precise import PreciseParameters
+from retnet.mixers.projection import JointLinear
+from retnet.ops import Layout, wkv
+from retnet.ops.gate import gated
+from retnet.ops.packed_linear import Weights
+from retnet.ops.token_shift import previous, shift_mix
+from retnet.ops.wkv import WKVState
+from retnet.types import FormChoice
+
+
+class RWKVState(NamedTuple):
+    """What time mixing remembers: the last token, and WKV's state (see `WKVState`)."""
+
+    shift: Float[Tensor, "B D"]
+    mean: Float[Tensor, "B A"]
+    log_mass: Float[Tensor, "B A"]
+    seen: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKVConfig:
+    """RWKV-4's time mixing (Peng et al. 2023, arXiv:2305.13048, section 3.1).
+
+    Attributes:
+        width: A, the channels that are averaged; None means d_model.
+        token_shift: mix each token with the one before it; without, every token is read alone.
+    """
+
+    formula: ClassVar[str] = (
+        "o = W_o(sigmoid(r) ⊙ wkv), "
+        "wkv_t = (Σ_{i<t} e^((t-1-i)w + k_i) v_i + e^(u+k_t) v_t) / (the same of 1), w = -e^d"
+    )
+    cost: ClassVar[str] = "O(T d) / O(d)"
+    left_out: ClassVar[str] = "versions 5 to 7, whose states are matrices"
+
+    width: int | None = None
+    token_shift: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise ValueError(
+                f"width ({self.width}) must be at least 1; leave it out to take d_model"
+            )
+
+    def build(self, d_model: int) -> "RWKV":
+        """Make the layer for a decoder of width `d_model`."""
+        return RWKV(self, d_model)
+
+
+class RWKV(PreciseParameters, nn.Module):
+    """The layer: shift, project, average, gate, project."""
+
+    precise: ClassVar[tuple[str, ...]] = ("time_decay", "time_first")
+    learning_rates: ClassVar[dict[str, float]] = {"time_decay": 2.0, "time_first": 3.0}
+
+    def __init__(self, config: RWKVConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = d_model
+        A = self.width = config.width or d_model
+        self.time_decay = nn.Parameter(torch.empty(A))
+        self.time_first = nn.Parameter(torch.empty(A))
+        if config.token_shift:
+            for name in ("mix_k", "mix_v", "mix_r"):
+                self.register_parameter(name, nn.Parameter(torch.empty(d_model)))
+        self.k_proj = nn.Linear(d_model, A, bias=False)
+        self.v_proj = nn.Linear(d_model, A, bias=False)
+        self.r_proj = nn.Linear(d_model, A, bias=False)
+        self.o_proj = nn.Linear(A, d_model, bias=False)
+        names = ("k_proj", "v_proj", "r_proj")
+        # without a shift they read the same, else each its own mixture
+        groups = [(name,) for name in names] if config.token_shift else [names]
+        self.inward = [JointLinear(*group) for group in groups]
+        self.outward = JointLinear("o_proj")
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
+        """As the official code: the output begins at zero, so that `gain` has nothing to scale.
+
+        Decays run from slow to fast over the channels, more of them slow in later layers; later
+        layers look more at the current token.
+        """
+        with torch.no_grad():
+            along = _along(self.width, self.width - 1, self.time_decay)
+            self.time_decay.copy_(-5 + 8 * along ** (0.7 + 1.3 * _from_first(depth)))
+            zigzag = (torch.arange(self.width, device=along.device) + 1) % 3 - 1
+            self.time_first.copy_(math.log(0.3) + 0.5 * zigzag)
+            if self.config.token_shift:
+                mix = initial_mix(self.mix_k, depth)
+                self.mix_k.copy_(mix)
+                self.mix_v.copy_(mix + 0.3 * _from_first(depth))
+                self.mix_r.copy_(mix**0.5)
+        draw_orthogonal(self.v_proj.weight)
+        for proj in (self.k_proj, self.r_proj, self.o_proj):
+            nn.init.zeros_(proj.weight)
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """As large after a million tokens as after one; see `Branch`."""
+        return 2 * self.width + 1 + (self.d_model if self.config.token_shift else 0)
+
+    def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
+        """None but its linear layers'; see `Branch`."""
+        return 0
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        for linear in (*self.inward, self.outward):
+            linear.pack(self, weights)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: RWKVState | WKVState | None,
+        layout: Layout,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], RWKVState | WKVState]:
+        """Mix T tokens; see `Branch` for the contract. Without a shift the state is WKV's alone."""
+        if self.config.token_shift:
+            before, shift = previous(x, last_token(x, state), layout)
+            mixed = shift_mix(x, before, self.mix_k, self.mix_v, self.mix_r)
+            k, v, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
+            average = WKVState(*state[1:]) if isinstance(state, RWKVState) else None
+        else:
+            shift = None
+            k, v, r = self.inward[0](self, x)
+            average = state if isinstance(state, WKVState) else None
+        y, average = wkv(
+            *(k, v, self.time_decay, self.time_first, average),
+            layout=layout,
+            form=None if form == "auto" else form,
+        )
+        o = self.outward(self, gated(r, y, "sigmoid"))[0]
+        return o, average if shift is None else RWKVState(shift, *average)
+
+
+def last_token(x: Float[Tensor, "B T D"], state: Any) -> Float[Tensor, "B D"]:
+    """The token that a state's first field keeps; zeros where nothing was read."""
+    if state is not None:
+        return state[0]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return x.new_zeros(len(x), x.shape[2], dtype=exact)
+
+
+def initial_mix(like: Float[Tensor, " D"], depth: Depth) -> Float[Tensor, " D"]:
+    """The current token's part, from 0 to 1 over the channels, and larger in later layers."""
+    return _along(len(like), len(like), like) ** (1 - depth.layer / depth.num_layers)
+
+
+def draw_orthogonal(weight: Float[Tensor, "rows columns"]) -> None:
+    """Orthogonal, such that vectors keep the size of their elements where they become wider."""
+    rows, columns = weight.shape
+    nn.init.orthogonal_(weight, max(rows / columns, 1) ** 0.5)
+
+
+def _from_first(depth: Depth) -> float:
+    """0 in the first layer, 1 in the last of several."""
+    return depth.layer / max(depth.num_layers - 1, 1)
+
+
+def _along(width: int, steps: int, like: Tensor) -> Tensor:
+    """`i / steps` for channel i of `width`; a lone channel is the first."""
+    i = torch.arange(width, dtype=torch.float64, device=like.device)
+    return i / max(steps, 1)

@@ -1,0 +1,109 @@
+"""RWKV-4's channel mixing: a gated squared ReLU that also sees the token before."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.projection import JointLinear
+from retnet.mixers.rwkv import draw_orthogonal, initial_mix, last_token
+from retnet.ops import Layout
+from retnet.ops.gate import gated
+from retnet.ops.packed_linear import Weights
+from retnet.ops.token_shift import previous, shift_mix
+from retnet.types import FormChoice
+
+
+class RWKVFFNState(NamedTuple):
+    """The last token that channel mixing read."""
+
+    shift: Float[Tensor, "B D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKVFFNConfig:
+    """RWKV-4's channel mixing (Peng et al. 2023, arXiv:2305.13048, section 3.1.3).
+
+    Attributes:
+        width: F, of the inner layer; 4 d_model in every published model.
+        token_shift: mix each token with the one before it; without, it remembers nothing.
+    """
+
+    formula: ClassVar[str] = "o = sigmoid(r) ⊙ W_v relu(k)²"
+    cost: ClassVar[str] = "O(d²) / O(d²)"
+    left_out: ClassVar[str] = ""
+
+    width: int
+    token_shift: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width ({self.width}) must be at least 1; 4 d_model is usual")
+
+    def build(self, d_model: int) -> "RWKVFFN":
+        """Make the layer for a decoder of width `d_model`."""
+        return RWKVFFN(self, d_model)
+
+
+class RWKVFFN(nn.Module):
+    """The layer: shift, project, square what is positive, project, gate."""
+
+    def __init__(self, config: RWKVFFNConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = d_model
+        if config.token_shift:
+            self.mix_k = nn.Parameter(torch.empty(d_model))
+            self.mix_r = nn.Parameter(torch.empty(d_model))
+        self.k_proj = nn.Linear(d_model, config.width, bias=False)
+        self.r_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj = nn.Linear(config.width, d_model, bias=False)
+        groups = [("k_proj",), ("r_proj",)] if config.token_shift else [("k_proj", "r_proj")]
+        self.inward = [JointLinear(*group) for group in groups]
+        self.outward = JointLinear("v_proj")
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
+        """As the official code: the output begins at zero, so that `gain` has nothing to scale."""
+        if self.config.token_shift:
+            with torch.no_grad():
+                for mix in (self.mix_k, self.mix_r):
+                    mix.copy_(initial_mix(mix, depth))
+        draw_orthogonal(self.k_proj.weight)
+        for proj in (self.r_proj, self.v_proj):
+            nn.init.zeros_(proj.weight)
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """One token; see `Branch`."""
+        return self.d_model if self.config.token_shift else 0
+
+    def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
+        """None but its linear layers'; see `Branch`."""
+        return 0
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        for linear in (*self.inward, self.outward):
+            linear.pack(self, weights)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: RWKVFFNState | None,
+        layout: Layout,
+        form: FormChoice = "auto",  # noqa: ARG002  (it has one form)
+    ) -> tuple[Float[Tensor, "B T D"], RWKVFFNState | None]:
+        """Mix the channels of each token; see `Branch` for the contract."""
+        if self.config.token_shift:
+            before, shift = previous(x, last_token(x, state), layout)
+            mixed = shift_mix(x, before, self.mix_k, self.mix_r)
+            k, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
+            state = RWKVFFNState(shift)
+        else:
+            k, r = self.inward[0](self, x)
+        v = self.outward(self, F.relu(k).square())[0]
+        return gated(r, v, "sigmoid"), state
