@@ -87,7 +87,7 @@ PUBLIC: dict[str, list[str]] = {
         "state_bytes",
         "stream",
     ],
-    "retnet.ops": ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention"],
+    "retnet.ops": ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention", "wkv"],
     "retnet.reproduce": ["DemoOptions", "DemoResult", "run_demo"],
     "retnet.train": [
         "RunConfig",

@@ -83,6 +83,7 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},
     ],
     "s4d": [{"state_size": 6}, {"state_size": 2, "step_min": 0.01, "step_max": 1.0}],
+    "rwkv": [{}, {"width": 7}, {"token_shift": False}],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "glu": [{"width": 20}, {"width": 7, "activation": "relu", "bias": True}],

@@ -8,9 +8,9 @@ from retnet.mixers.h3 import H3Config
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.retention import RetentionConfig
-from retnet.mixers.s4d import S4DConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
+from retnet.mixers.s4d import S4DConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,

@@ -7,5 +7,4 @@ from retnet.ops.scan import linear_recurrence
 from retnet.ops.sequence import SequenceRanks
 from retnet.ops.wkv import wkv
 
-__all__ = ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention"]
-__all__ = ["Layout", "SequenceRanks", "attention", "retention", "wkv"]
+__all__ = ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention", "wkv"]

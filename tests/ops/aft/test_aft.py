@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from retnet.ops.wkv import wkv
 from torch import Tensor
 
 from retnet.ops import Layout
 from retnet.ops.aft import aft_full, aft_local, aft_simple
 from retnet.ops.aft.full import BLOCK
+from retnet.ops.wkv import wkv
 
 B, A = 2, 5
 
