@@ -13,7 +13,8 @@ import retnet
 from model.small import config, decoder, tokens
 from retnet.data import Tokenizer
 from retnet.hub import load_checkpoint, save_checkpoint, write_atomic
-from retnet.model import Decoder, preset
+from retnet.mixers import MIXERS
+from retnet.model import Decoder, preset, rival
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -52,6 +53,25 @@ def test_a_model_comes_back_to_the_bit(variant: str, dtype: torch.dtype, tmp_pat
         assert torch.equal(tensor, want[name]), name
     text = tokens(2, 9)
     assert torch.equal(loaded(text)[0], model(text)[0])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_mixer_comes_back_to_the_bit(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What a cast of the model leaves precise is saved and read so, too."""
+    config = rival(preset("small-1m", vocab_size=30), name)
+    config = replace(config, layers=(replace(config.layers[0], repeat=1),))
+    model = Decoder(config).to(dtype).eval()
+    save_checkpoint(tmp_path, model)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert loaded.config == config
+    want = model.state_dict()
+    assert {key: x.dtype for key, x in loaded.state_dict().items()} == {
+        key: x.dtype for key, x in want.items()
+    }
+    text = torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded(text)[0], model(text)[0])
 
 
 def test_a_tied_head_is_saved_once_and_comes_back_tied(tmp_path: Path) -> None:

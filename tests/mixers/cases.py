@@ -100,6 +100,9 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "rwkv_ffn": [{"width": 20}, {"width": 7, "token_shift": False}],
 }
 
+ONE_FORM = ("attention", "flash", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn")
+"""What computes the same way whatever form is asked for."""
+
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
     """Name and fields of every case."""
