@@ -83,6 +83,13 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},
     ],
     "s4d": [{"state_size": 6}, {"state_size": 2, "step_min": 0.01, "step_max": 1.0}],
+    "qrnn": [
+        {},
+        {"width": 7, "window": 3, "pooling": "ifo", "zoneout": 0.3},  # evaluated: no zoneout
+        {"window": 1, "pooling": "f", "out_proj": False},
+    ],
+    "lstm": [{}, {"width": 7}],
+    "gru": [{}, {"width": 7}],
     "rwkv": [{}, {"width": 7}, {"token_shift": False}],
 }
 CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
@@ -92,11 +99,6 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
         {"width": 7, "activation": "swish", "inner_norm": True},
         {"width": 7, "bias": False},
     ],
-    "rwkv": [{}, {"width": 7}, {"token_shift": False}],
-}
-CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
-    "glu": [{"width": 20}, {"width": 7, "activation": "relu"}],
-    "ffn": [{"width": 20}, {"width": 7, "activation": "swish", "inner_norm": True}],
     "rwkv_ffn": [{"width": 20}, {"width": 7, "token_shift": False}],
 }
 

@@ -4,9 +4,11 @@ from retnet.mixers.aft import AFTConfig
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.gated_rnn import GRUConfig, LSTMConfig
 from retnet.mixers.h3 import H3Config
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
+from retnet.mixers.qrnn import QRNNConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
@@ -21,6 +23,9 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "h3": H3Config,
     "s4d": S4DConfig,
     "rwkv": RWKVConfig,
+    "qrnn": QRNNConfig,
+    "lstm": LSTMConfig,
+    "gru": GRUConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 
