@@ -205,7 +205,9 @@ def test_a_checkpoint_can_be_measured(name: str, tmp_path: Path) -> None:
 
 
 def test_unknown_benches_and_useless_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='no bench "op"; choose one of cpu, ops, train, prefill'):
+    with pytest.raises(
+        ValueError, match='no bench "op"; choose one of cpu, ops, scan, train, prefill'
+    ):
         run_bench("op", out=tmp_path)
     with pytest.raises(ValueError, match="bench ops measures fixed cases and takes no checkpoint"):
         run_bench("ops", out=tmp_path, checkpoint=tmp_path)

@@ -51,6 +51,41 @@ class OpCase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScanCase:
+    """The diagonal recurrence alone.
+
+    Attributes:
+        dtype: of factors, inputs and outputs.
+        factors: one for each `channel`, or for each `token` as well.
+        others: forms measured besides the chunkwise one; `recurrent` is a loop in Python. The
+            backward of `parallel` keeps log2(T) tensors as large as the input.
+        T: tokens.
+        B: rows.
+        N: channels.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    dtype: Literal["float32", "complex64"]
+    factors: Literal["channel", "token"]
+    others: tuple[Form, ...] = ("recurrent", "parallel")
+    T: int = 4096
+    B: int = 1
+    N: int = 512
+    suite: bool = True
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        return getattr(torch, self.dtype)
+
+    def fields(self) -> dict[str, int | str]:
+        """What a record says of the case."""
+        sizes: dict[str, int | str] = asdict(self)
+        del sizes["others"], sizes["suite"]
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainCase:
     """A whole training step: forward, loss, backward, AdamW.
 
@@ -203,6 +238,21 @@ QUICK_OPS = {
         T=96, dtype=dtype, others=("parallel", "recurrent"), D_k=8, D_v=16, peer_chunk=32
     )
     for dtype in ("float32", "bfloat16")
+}
+SCANS = {
+    "complex, of channels": ScanCase(dtype="complex64", factors="channel"),  # LRU
+    "real, of channels": ScanCase(dtype="float32", factors="channel", N=1024),  # SLRU
+    "real, of tokens": ScanCase(dtype="float32", factors="token"),  # QRNN
+    "complex, of channels, 8 rows": ScanCase(
+        dtype="complex64", factors="channel", B=8, others=("recurrent",)
+    ),
+    "real, of tokens, 8 rows": ScanCase(
+        dtype="float32", factors="token", B=8, others=("recurrent",)
+    ),
+}
+QUICK_SCANS = {
+    f"quick {dtype}": ScanCase(dtype=dtype, factors=factors, T=40, N=8)
+    for dtype, factors in (("complex64", "channel"), ("float32", "token"))
 }
 TRAINERS = ("torchscale", "transformers")
 TRAINS = {

@@ -21,6 +21,7 @@ from retnet.bench.kills import bench_kills
 from retnet.bench.op import bench_ops
 from retnet.bench.prefill import bench_prefill
 from retnet.bench.record import Record
+from retnet.bench.scan import bench_scan
 from retnet.bench.session import Session, Tell
 from retnet.bench.table import Table
 from retnet.bench.tables import TABLES
@@ -33,6 +34,7 @@ OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
 }
 OF_CASES: dict[str, Callable[[Session], None]] = {
     "ops": bench_ops,
+    "scan": bench_scan,
     "train": bench_train,
     "prefill": bench_prefill,
     "document": bench_document,
@@ -41,7 +43,7 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
 }
 IN_SUITE = ("ops", "train", "prefill", "decode")
 BENCHES = (
-    *(SUITE, "ops", "train", "prefill", "decode", "forms", "document", "kills"),
+    *(SUITE, "ops", "scan", "train", "prefill", "decode", "forms", "document", "kills"),
     *GPU_BENCHES,
 )
 SHOWN = {

@@ -48,6 +48,24 @@ def ops_table(records: Iterable[Record]) -> Table:
     return make_table("Retention alone", columns, labels, rows, records)
 
 
+def scan_table(records: Iterable[Record]) -> Table:
+    """The diagonal recurrence alone: time of each form, beside the chunkwise one's."""
+    records = [record for record in records if record.bench == "op/scan"]
+    fields = ("T", "N", "B", "dtype", "factors", "form")
+    labels, rows = [], []
+    for (T, N, B, dtype, factors, form), metrics in pivot(records, *fields).items():
+        a = f"a of each {factors}"
+        labels.append((f"T {T:,}", f"N {N:,}", f"B {B}", str(dtype), a, str(form)))
+        cells = []
+        for passes in ("fwd", "fwdbwd"):
+            cells.append(spread_text(metrics[f"{passes}_ms"]))
+            cells.append(ratio_text(metrics.get(f"{passes}_time_over_chunkwise")))
+        rows.append(tuple(cells))
+    over = "/ chunkwise"
+    columns = ("case", "forward, ms", over, "and backward, ms", over)
+    return make_table("Diagonal recurrence alone", columns, labels, rows, records)
+
+
 def train_table(records: Iterable[Record]) -> Table:
     """Whole training steps: tokens per second and peak memory, others beside ours."""
     records = [record for record in records if record.bench == "train/step"]
@@ -202,6 +220,7 @@ def machine_table(records: Iterable[Record]) -> Table:
 
 TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "ops": ops_table,
+    "scan": scan_table,
     "train": train_table,
     "forms": forms_table,
     "prefill": prefill_table,

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retnet.ops.blocks import blocks
+
 
 def recurrent(a: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token after the other: the definition, and the reference of every other form."""
@@ -75,7 +77,9 @@ class _Chunkwise(torch.autograd.Function):
                 d_a[:, 0] = first
                 torch.mul(g[:, 1:], h[:, :-1].conj(), out=d_a[:, 1:])
             else:
-                d_a = first.sum(0) + (g[:, 1:] * h[:, :-1].conj()).sum((0, 1))
+                d_a = first.sum(0)
+                for g_b, h_b, product in blocks(g[:, 1:], h[:, :-1], scratch=[g.dtype]):
+                    d_a += torch.mul(g_b, h_b.conj(), out=product).sum((0, 1))
         return d_a, g, d_state
 
 
