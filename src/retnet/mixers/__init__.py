@@ -9,6 +9,7 @@ from retnet.mixers.h3 import H3Config
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.qrnn import QRNNConfig
+from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
@@ -21,6 +22,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "linear_attention": LinearAttentionConfig,
     "aft": AFTConfig,
     "h3": H3Config,
+    "hyena": HyenaConfig,
     "s4d": S4DConfig,
     "rwkv": RWKVConfig,
     "qrnn": QRNNConfig,

@@ -23,7 +23,7 @@ from retnet.types import FormChoice
 class H3State(NamedTuple):
     """The last keys, and the states of every pair of a head's channels: always as large."""
 
-    k: Float[Tensor, "B taps-1 D"]
+    k: Float[Tensor, "B past D"]
     h: Float[Tensor, "B H pairs N 2"]
 
 

@@ -103,6 +103,32 @@ def newest(
     return both[torch.arange(len(x), device=x.device)[:, None], at]
 
 
+def used_slots(layout: Layout, slots: int) -> Int[Tensor, " rows"] | None:
+    """How many slots of a state that grows each row uses; None for all in a call without masks.
+
+    A look at values, once in a call for all layers.
+    """
+
+    def build() -> Tensor | None:
+        past = layout.positions[:, 0].clamp(max=slots)
+        masks = layout.valid is not None or layout.starts is not None
+        return past if masks or (slots and int(past.min()) < slots) else None
+
+    return layout.shared(("used slots", slots), build)
+
+
+def longest_document(layout: Layout) -> int:
+    """The most tokens that any document has at any token of the call; a look at values."""
+
+    def build() -> int:
+        count = layout.positions + 1
+        if layout.valid is not None:
+            count = count.masked_fill(~layout.valid, 0)
+        return int(count.max())
+
+    return layout.shared("longest document", build)
+
+
 def documents(layout: Layout, B: int, T: int) -> list[Documents]:
     """All documents of a call, including those that each row goes on with, in groups."""
     return layout.shared(("documents", B, T), lambda: _documents(layout, B, T))
