@@ -82,10 +82,6 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"head_dim": 3, "state_size": 4, "shift_taps": 3},
         {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},
     ],
-    "h3": [
-        {"head_dim": 3, "state_size": 4, "shift_taps": 3},
-        {"head_dim": 1, "state_size": 6, "shift_taps": 20, "step_min": 0.01, "step_max": 1.0},
-    ],
     "hyena": [
         {"l_max": 70, "filter_order": 6},
         {"l_max": 64, "order": 3, "filter_order": 5, "emb_dim": 7, "sine_frequency": 4.0},

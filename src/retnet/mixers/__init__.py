@@ -6,6 +6,7 @@ from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.gated_rnn import GRUConfig, LSTMConfig
 from retnet.mixers.h3 import H3Config
+from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.qrnn import QRNNConfig

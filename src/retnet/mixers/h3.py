@@ -39,8 +39,12 @@ class H3Config:
         step_max: and this; log-uniform.
     """
 
-    formula: ClassVar[str] = "o = q · SSM_diag(SSM_shift(k) ⊗ v) W_o, each SSM with a skip"
-    cost: ClassVar[str] = "O(log T p d + N p d + d²) / O(N p d + taps d + d²)"
+    formula: ClassVar[str] = (
+        "k' = SSM_shift(k) + d₁ k, o = qᵀ (SSM_diag(k' vᵀ) + d₂ k' vᵀ), y = o W_o"
+    )
+    cost: ClassVar[str] = (
+        "O(D p (log T + N)) / O(D (p N + taps)), p channels of a head, N states of each pair"
+    )
     left_out: ClassVar[str] = "The two attention layers of the paper's hybrid: a config has them."
 
     head_dim: int = 8

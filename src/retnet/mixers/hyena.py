@@ -57,8 +57,10 @@ class HyenaConfig:
         sine_frequency: what the arguments of its sines are multiplied by at first.
     """
 
-    formula: ClassVar[str] = "[x₀…xₙ₋₁ v] = conv₃(x W), v ← h * (xᵢ v) + b xᵢ v, y = (x₀ v) W_o"
-    cost: ClassVar[str] = "O(log T d + d²) / O(t d + d²)"
+    formula: ClassVar[str] = (
+        "[x₀ … v] = conv₃(x W), v ← h * (xᵢ ⊙ v) + b ⊙ xᵢ ⊙ v for i > 0, y = (x₀ ⊙ v) W_o"
+    )
+    cost: ClassVar[str] = "O(D log T) / O(n D) after n tokens"
     left_out: ClassVar[str] = (
         "Distillation of the filters into a state of constant size, which is another model."
     )

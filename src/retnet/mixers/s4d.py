@@ -35,8 +35,10 @@ class S4DConfig:
         step_max: and this; log-uniform.
     """
 
-    formula: ClassVar[str] = "h' = A h + u by zero-order hold, y = 2 Re(C·h) + D u, W GLU(GELU(y))"
-    cost: ClassVar[str] = "O(log T d + N d + d²) / O(N d + d²)"
+    formula: ClassVar[str] = (
+        "h_t = e^(ΔA) h_(t-1) + A⁻¹(e^(ΔA) - 1) x_t, y = GLU(GELU(2 Re(C h) + D x) W_o)"
+    )
+    cost: ClassVar[str] = "O(D (log T + N)) / O(D N), N states of a channel"
     left_out: ClassVar[str] = (
         "The full S4 (diagonal plus low rank, a Cauchy kernel): its authors found the diagonal to "
         "do as well. S5, one system with many inputs: LRU is S5 without step sizes."
