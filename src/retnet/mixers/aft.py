@@ -129,7 +129,7 @@ class AFT(nn.Module):
         """A key and a value for each token, or constant; see `Branch`."""
         if self.config.variant == "full":
             return 2 * tokens * self.width
-        near = 0 if self.config.window is None else self.config.window - 1
+        near = self.config.window or 0
         return 2 * self.width + 1 + 2 * near * self.width
 
     def pack(self, weights: Weights) -> None:

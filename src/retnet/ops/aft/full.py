@@ -5,8 +5,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from retnet.ops.aft.positions import NOTHING, bias_rows
-from retnet.ops.attention.states import AttentionState, appended, documents
+from retnet.ops.attention.states import AttentionState, appended
 from retnet.ops.layout import Layout
+from retnet.ops.pairs import Pairs
 
 BLOCK = 32
 """Queries that are compared with each other one channel at a time; see README.md."""
@@ -53,21 +54,20 @@ def aft_full(
         values = torch.cat([state.v[:, 0].to(exact), values], 1)
         slot = torch.arange(slots, device=k.device).clamp(max=len(bias) - 1)
         at = torch.cat([slot.expand(len(position), -1), position], 1)
-    document, real = _documents_and_real(layout, slots, B)
+    pairs = Pairs.of(layout, slots)
     outputs = []
     for start in range(slots, slots + T, BLOCK):
         stop = min(start + BLOCK, slots + T)
         here = slice(start, stop)
-        seen = document[:, here, None] == document[:, None, here]
-        seen = (seen & real[:, None, here]).tril()
         rows = bias[at[:, here, None], at[:, None, :stop]]  # rows queries keys
         logits = keys[:, None, here] + rows[..., start:, None]  # B queries keys A
-        logits = logits.where(seen[..., None], NOTHING)
+        logits = logits.where(pairs.seen(here, here)[..., None], NOTHING)
         means = values[:, None, here].expand_as(logits)
-        if start:
-            past = real[:, :start] & (document[:, :start] == document[:, start, None])
-            mean, log_mass = _joint(keys[:, :start], values[:, :start], rows[..., :start], past)
-            same = document[:, here] == document[:, start, None]
+        if start:  # whoever looks back beyond the block has the document that is open before it
+            past = slice(start)
+            open_ = pairs.seen(slice(start, start + 1), past)[:, 0]
+            mean, log_mass = _joint(keys[:, past], values[:, past], rows[..., past], open_)
+            same = pairs.document[:, here] == pairs.document[:, start, None]
             log_mass = log_mass.where(same[..., None], NOTHING)
             logits = torch.cat([logits, log_mass[:, :, None]], 2)
             means = torch.cat([means, mean[:, :, None]], 2)
@@ -76,26 +76,8 @@ def aft_full(
     return y if layout.valid is None else y.where(layout.valid[..., None], 0.0), after
 
 
-def _documents_and_real(
-    layout: Layout, slots: int, B: int
-) -> tuple[Tensor, Bool[Tensor, "B slots_and_T"]]:
-    """The document of each slot of the state and each token, from 0, and whether there is one."""
-
-    def build() -> tuple[Tensor, Tensor]:
-        T = layout.positions.shape[1]
-        device = layout.positions.device
-        of = documents(layout)
-        new = torch.zeros(B, T, dtype=torch.int64, device=device) if of is None else of
-        held = torch.arange(slots, device=device) < layout.positions[:, :1]
-        valid = torch.ones_like(new, dtype=torch.bool) if layout.valid is None else layout.valid
-        document = torch.cat([new.new_zeros(B, slots), new], 1)
-        return document, torch.cat([held.expand(B, -1), valid], 1)
-
-    return layout.shared(("aft documents", slots), build)
-
-
 def _joint(
-    keys: Tensor, values: Tensor, bias: Tensor, seen: Bool[Tensor, "B past"]
+    keys: Tensor, values: Tensor, bias: Tensor, seen: Bool[Tensor, "rows past"]
 ) -> tuple[Tensor, Tensor]:
     """Mean of the keys' values for each query, and the logarithm of the weights' sum, by products.
 
