@@ -70,6 +70,13 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 4, "feature_map": "identity", "normalize": False, "bias": True},
         {"num_heads": 2, "feature_map": "relu", "normalize": False, "position": "rope"},
     ],
+    "gau": [
+        {"key_width": 8},
+        {"key_width": 5, "position": "none", "floor": 16, "bias": True},
+        {"key_width": 6, "width": 10, "kernel": "relu2", "init": "gau", "bias": True},
+        {"key_width": 4, "kernel": "relu2", "n": 50},
+        {"key_width": 4, "kernel": "laplace", "pairs": "interleaved"},
+    ],
     "aft": [
         {},
         {"width": 7, "bias": True},

@@ -5,6 +5,7 @@ from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.gated_rnn import GRUConfig, LSTMConfig
+from retnet.mixers.gau import GAUConfig
 from retnet.mixers.h3 import H3Config
 from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
@@ -21,6 +22,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "attention": AttentionConfig,
     "lru": LRUConfig,
     "linear_attention": LinearAttentionConfig,
+    "gau": GAUConfig,
     "aft": AFTConfig,
     "h3": H3Config,
     "hyena": HyenaConfig,
