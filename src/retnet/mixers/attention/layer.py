@@ -161,16 +161,16 @@ class Attention(nn.Module):
 
     def _temperature(self, layout: Layout, dtype: torch.dtype) -> Tensor:
         """Scale of each query, (rows, T, 1, 1)."""
-        config = self.config
-        assert config.train_len is not None
+        config, N = self.config, self.config.train_len
+        assert N is not None
 
         def build() -> Tensor:
             n = layout.positions + 1
             if config.window is not None:
                 n = n.clamp(max=config.window + config.sinks)
-            return log_n_scale(n, config.train_len, config.log_n)[..., None, None].to(dtype)
+            return log_n_scale(n, N, config.log_n)[..., None, None].to(dtype)
 
-        return layout.shared(("log n", config.reach, config.train_len, config.log_n, dtype), build)
+        return layout.shared(("log n", config.reach, N, config.log_n, dtype), build)
 
     def _factor(self, distance: Float[Tensor, "rows queries keys"]) -> Tensor:
         """URPE's factors, (rows, H, queries, keys)."""

@@ -4,6 +4,7 @@ ReRoPE shrinks large distances, so that none is larger than those of the trainin
 changes the frequencies as the text grows. Neither is a rotation of a key by its own position alone.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -84,12 +85,16 @@ def scores_by_length(
         block: where both stand.
     """
     i, j = block.q_place.double(), block.k_place.double()
-    scores: Tensor | None = None
-    for length, how in tables.items():
-        of_length = products(how.turned(q, i), how.turned(k, j))
-        if scores is None:
-            scores = of_length
-        else:
-            scores = torch.where((lengths == length)[:, None, :, None], of_length, scores)
-    assert scores is not None
-    return scores
+    changes = (lengths[:, 1:] != lengths[:, :-1]).any(0).nonzero().flatten() + 1
+    edges = [0, *changes.tolist(), lengths.shape[1]]
+    parts = []
+    for start, stop in pairwise(edges):
+        here, of_row = q[:, :, start:stop], lengths[:, start, None, None, None]
+        scores: Tensor | None = None
+        for length in of_row.unique().tolist():
+            how = tables[length]
+            found = products(how.turned(here, i[:, start:stop]), how.turned(k, j))
+            scores = found if scores is None else torch.where(of_row == length, found, scores)
+        assert scores is not None
+        parts.append(scores)
+    return torch.cat(parts, 2)

@@ -68,7 +68,7 @@ def mixed(
     layout: Layout,
 ) -> Float[Tensor, "B H queries D_v"]:
     """Outputs of a block, given its own queries and keys."""
-    mask: Tensor | None = block.mask
+    mask: Tensor = block.mask
     if rule.bias is not None:
         build = partial(_biased, block, rule, q.dtype)
         name = ("attention bias", rule.bias_name, block.name, q.dtype)

@@ -56,8 +56,8 @@ def window_keys(state: WindowState | None, layout: Layout, reach: Reach) -> tupl
 
     The latter is the one look at values that a window takes, once in a call for all layers.
     """
-    assert reach.window is not None
-    positions = layout.positions
+    window, sinks, positions = reach.window, reach.sinks, layout.positions
+    assert window is not None
     if state is None:
         none = positions[:, :0]
         return Keys(none, None, None, None, 0), 0
@@ -65,11 +65,11 @@ def window_keys(state: WindowState | None, layout: Layout, reach: Reach) -> tupl
     def build() -> tuple[Keys, int]:
         past = positions[:, :1]  # rows 1
         longest = int(past.max()) if past.numel() else 0
-        unused = reach.window - min(max(longest - reach.sinks, 0), reach.window)
-        first = torch.arange(reach.sinks, device=past.device).expand(len(past), -1)
-        last = past - torch.arange(reach.window - unused, 0, -1, device=past.device)
+        unused = window - min(max(longest - sinks, 0), window)
+        first = torch.arange(sinks, device=past.device).expand(len(past), -1)
+        last = past - torch.arange(window - unused, 0, -1, device=past.device)
         place = torch.cat([first, last], 1)
-        used = torch.cat([first < past, last >= reach.sinks], 1)
+        used = torch.cat([first < past, last >= sinks], 1)
         return Keys(place, used, None, None, place.shape[1]), unused
 
     return layout.shared(("attention window keys", reach), build)
