@@ -1,12 +1,13 @@
 """Softmax attention as its definition says it, one row and one query at a time, in float64."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retnet.ops import Layout
-from retnet.ops.attention import AttentionState
+from retnet.ops.attention import EVERYTHING, AttentionState, Reach
 
 
 class Case(NamedTuple):
@@ -60,8 +61,17 @@ def random_case(  # noqa: PLR0913  (every case is a line of these)
     return Case(q, k, v, state, seen, valid, starts)
 
 
-def by_definition(case: Case) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Outputs, zero at padding, and each row's keys and values after the last token, (H, n, D)."""
+def no_bias(distance: int, head: int) -> Tensor:  # noqa: ARG001
+    return torch.zeros((), dtype=torch.float64)
+
+
+def by_definition(
+    case: Case, reach: Reach = EVERYTHING, bias: Callable[[int, int], Tensor] = no_bias
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Outputs, zero at padding, and each row's keys and values after the last token, (H, n, D).
+
+    All of the document's keys are returned, whatever the reach.
+    """
     q, k, v, state, position, valid, starts = case
     B, T, H, D_k = q.shape
     shared = H // k.shape[2]
@@ -79,12 +89,15 @@ def by_definition(case: Case) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
                 keys, values = [], []
             keys.append(k[b, t])
             values.append(v[b, t])
-            heads = []
+            heads, n = [], len(keys) - 1
+            seen = [j for j in range(n + 1) if j > n - (reach.window or n + 1) or j < reach.sinks]
             for h in range(H):
-                scores = torch.stack([q[b, t, h] @ key[h // shared] for key in keys]) / D_k**0.5
+                scores = torch.stack(
+                    [q[b, t, h] @ keys[j][h // shared] / D_k**0.5 + bias(n - j, h) for j in seen]
+                )
                 weights = scores.exp() / scores.exp().sum()
                 heads.append(
-                    sum(w * value[h // shared] for w, value in zip(weights, values, strict=True))
+                    sum(w * values[j][h // shared] for w, j in zip(weights, seen, strict=True))
                 )
             outputs.append(torch.stack(heads))  # type: ignore[arg-type]
         empty = k.new_zeros(k.shape[2], 0, D_k)

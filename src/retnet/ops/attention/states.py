@@ -8,6 +8,9 @@ from torch import Tensor
 
 from retnet.ops.layout import Layout
 
+NEAR = ("cpu",)
+"""Devices whose positions the host may look at without waiting for them."""
+
 
 class AttentionState(NamedTuple):
     """Keys and values of the current document of each row: it grows with every token.

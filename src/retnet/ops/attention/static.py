@@ -8,14 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retnet.ops.attention.rule import PLAIN, Rule
-from retnet.ops.attention.states import AttentionState
+from retnet.ops.attention.states import NEAR, AttentionState
 from retnet.ops.layout import Layout
 
 ROUND_TO = 64
 """Slots are a multiple of this."""
-
-NEAR = ("cpu",)
-"""Devices whose positions the host may look at without waiting for them."""
 
 
 class StaticCache(NamedTuple):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from retnet.ops.attention.blocks import Keys
 from retnet.ops.attention.reach import Reach
-from retnet.ops.attention.states import documents
+from retnet.ops.attention.states import NEAR, documents
 from retnet.ops.layout import Layout
 
 
@@ -54,7 +54,8 @@ def slid(
 def window_keys(state: WindowState | None, layout: Layout, reach: Reach) -> tuple[Keys, int]:
     """The slots of the state that any row uses, and how many empty ones before the last are not.
 
-    The latter is the one look at values that a window takes, once in a call for all layers.
+    The latter is the one look at values that a window takes, once in a call for all layers, and
+    not on a GPU, whose host would wait: there all slots are used or masked.
     """
     window, sinks, positions = reach.window, reach.sinks, layout.positions
     assert window is not None
@@ -64,7 +65,8 @@ def window_keys(state: WindowState | None, layout: Layout, reach: Reach) -> tupl
 
     def build() -> tuple[Keys, int]:
         past = positions[:, :1]  # rows 1
-        longest = int(past.max()) if past.numel() else 0
+        near = past.numel() and past.device.type in NEAR
+        longest = int(past.max()) if near else window + sinks
         unused = window - min(max(longest - sinks, 0), window)
         first = torch.arange(sinks, device=past.device).expand(len(past), -1)
         last = past - torch.arange(window - unused, 0, -1, device=past.device)
