@@ -194,12 +194,11 @@ class FixedBias(nn.Module):
     def forward(self, q: Tensor, k: Tensor, positions: Tensor, layout: Layout) -> Encoded:
         """Queries and keys stay; the bias is the rule."""
         config = self.config
-        rule = Rule(
-            bias=self._bias,
-            bias_name=(config.position, config.num_heads),
-            positions=None if positions is layout.positions else positions,
-        )
-        return q, k, rule
+        name = config.position, config.num_heads
+        if positions is layout.positions:
+            return q, k, Rule(bias=self._bias, bias_name=name)
+        name = (*name, config.random_positions)
+        return q, k, Rule(bias=self._bias, bias_name=name, positions=positions)
 
     def _bias(self, distance: Float[Tensor, "rows queries keys"]) -> Tensor:
         H = self.config.num_heads

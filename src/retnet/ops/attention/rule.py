@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,7 +43,7 @@ class Rule:
     weights: Weights = "softmax"
     turn: Callable[[Tensor, Tensor, Block], tuple[Tensor, Tensor]] | None = None
     scores: Callable[[Tensor, Tensor, Block], Tensor] | None = None
-    positions: Float[Tensor, "rows T"] | None = None
+    positions: Float[Tensor, "rows T"] | Int[Tensor, "rows T"] | None = None
 
     @property
     def is_plain(self) -> bool:
