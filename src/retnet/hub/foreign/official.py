@@ -246,13 +246,21 @@ def _heads_and_decay(source: Source, answers: Answers, names: Names) -> tuple[in
         return said[HEADS.name], "linspace" if said[LM_DECAY.name] else "pow2"
     stored = source.read(name)
     num_heads = answers.take(HEADS.name, len(stored), name)
-    for rule in ("pow2", "linspace", f"constant:{stored[0].double().exp().item():.9g}"):
+    for rule in ("pow2", "linspace", *_constants(stored[0])):
         if _agree(log_decays(rule, num_heads), stored):
             return num_heads, answers.take("decay", rule, name)
     raise ValueError(
         f"{name} ({stored.tolist()[:4]}, ...) are the decays of no known rule: pow2 (torchscale), "
         "linspace (syncdoth's use_lm_decay) or one number for all heads"
     )
+
+
+def _constants(log_decay: Tensor) -> list[str]:
+    """One decay for all heads: the shortest decimal that has this logarithm in its dtype."""
+    value = log_decay.double().exp().item()
+    short = [float(f"{value:.{digits}g}") for digits in range(1, 10)]
+    fits = [x for x in short if 0 < x <= 1 and torch.tensor(math.log(x)).to(log_decay) == log_decay]
+    return [f"constant:{x}" for x in fits[:1]]
 
 
 def _theta(source: Source, names: Names, width: int) -> Theta:
