@@ -25,7 +25,7 @@ FOLDER_FILES = (
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
-RENEW_BYTES = 1 << 28
+RENEW_BYTES = 1 << 26
 """A mapped file is mapped anew after so many bytes were read, so that its pages do not pile up."""
 
 DTYPES = {
