@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -71,6 +72,19 @@ def uniform_branches(config: DecoderConfig, format_name: str) -> tuple[Any, Any]
     )
     [(mixer, channel)] = kinds
     return mixer, channel
+
+
+def differences(config: Any, expressible: Any, *ignored: str) -> list[tuple[bool, str]]:
+    """Fields in which a config differs from another of its class, for `refuse`.
+
+    Args:
+        config: the model's, or a part of it.
+        expressible: the nearest that the format can say.
+        ignored: fields that do not change what is computed.
+    """
+    names = [field.name for field in fields(config) if field.name not in ignored]
+    pairs = [(name, getattr(config, name), getattr(expressible, name)) for name in names]
+    return [(have != can, f"{name} = {have!r}") for name, have, can in pairs]
 
 
 def refuse(format_name: str, *cannot: tuple[bool, str]) -> None:

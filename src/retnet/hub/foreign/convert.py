@@ -113,10 +113,10 @@ def convert(
     said = Answers(answers or {}, opened.config, opened.origin)
     theirs = found.describe(opened, said)
     kept, told = find_tokenizer(source, tokenizer, theirs.decoder.vocab_size)
-    ours = _import(opened, theirs, dtype)
+    ours = _import(opened, theirs, dtype if to == "retnet" else None)
     translation = written.express(theirs.decoder, said)
     said.refuse_unused()
-    out = _export(ours, translation, dtype if to != "retnet" else None)
+    out = _export(ours, translation, written, dtype if to != "retnet" else None)
     staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -181,11 +181,15 @@ def _import(source: Source, theirs: Translation, dtype: torch.dtype | None) -> T
     return Cast(ours, dtypes)
 
 
-def _export(ours: Tensors, translation: Translation, dtype: torch.dtype | None) -> Tensors:
-    mapped: Tensors = Mapped(ours, translation.rules, "theirs")
-    if dtype is not None:
-        mapped = Cast(mapped, dict.fromkeys(mapped.entries, dtype))
-    return _With(mapped, translation.derived)
+def _export(
+    ours: Tensors, translation: Translation, written: Format, dtype: torch.dtype | None
+) -> Tensors:
+    mapped = Mapped(ours, translation.rules, "theirs")
+    dtypes = {
+        name: written.dtype_of(name, entry._replace(dtype=dtype or entry.dtype))
+        for name, entry in mapped.entries.items()
+    }
+    return _With(Cast(mapped, dtypes), translation.derived)
 
 
 def _read_all(tensors: Tensors, progress: Progress) -> Iterator[tuple[str, Tensor]]:

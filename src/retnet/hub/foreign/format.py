@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from retnet.hub.foreign.answers import Answers
 from retnet.hub.foreign.rules import Rule
-from retnet.hub.foreign.tensors import Source
+from retnet.hub.foreign.tensors import Entry, Source
 from retnet.hub.foreign.writers import Writer, save_safetensors
 from retnet.model import DecoderConfig, DecoderState
 
@@ -43,6 +44,10 @@ class States(NamedTuple):
     to_theirs: Callable[[DecoderState, DecoderConfig], Any]
 
 
+def _as_wanted(name: str, entry: Entry) -> torch.dtype:  # noqa: ARG001
+    return entry.dtype
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How somebody else writes the models that a `Decoder` can be.
@@ -55,6 +60,7 @@ class Format:
         express: export: refuses by name what the format cannot say.
         file: the name of the weights in an exported folder.
         save: writes them.
+        dtype_of: in which dtype it writes a tensor of a name, shape and wanted dtype.
         states: decode states; None if the format has none.
     """
 
@@ -65,4 +71,5 @@ class Format:
     express: Callable[[DecoderConfig, Answers], Translation]
     file: str = "model.safetensors"
     save: Writer = field(default=save_safetensors)
+    dtype_of: Callable[[str, Entry], torch.dtype] = field(default=_as_wanted)
     states: States | None = None

@@ -2,13 +2,23 @@
 
 from retnet.hub.foreign.fla import FLA
 from retnet.hub.foreign.format import Format
+from retnet.hub.foreign.llama import LLAMA, MISTRAL
+from retnet.hub.foreign.mpt import MPT
 from retnet.hub.foreign.own import OWN
 from retnet.hub.foreign.refused import refuse_known, unknown
+from retnet.hub.foreign.rwkv import RWKV4, RWKV_CPP, RWKV_HF
 from retnet.hub.foreign.syncdoth import SYNCDOTH
 from retnet.hub.foreign.tensors import Source
 from retnet.hub.foreign.torchscale import TORCHSCALE
 
-FORMATS: dict[str, Format] = {format_.name: format_ for format_ in (OWN, TORCHSCALE, SYNCDOTH, FLA)}
+FORMATS: dict[str, Format] = {
+    format_.name: format_
+    for format_ in (
+        *(OWN, TORCHSCALE, SYNCDOTH, FLA),
+        *(RWKV4, RWKV_HF, RWKV_CPP),
+        *(LLAMA, MISTRAL, MPT),
+    )
+}
 
 
 def recognise(source: Source) -> tuple[Format, str]:

@@ -15,6 +15,32 @@ NAMES: tuple[tuple[str, str], ...] = (
         r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|quant_state\..*|weight_scale)$",
         "quantised weights (GPTQ, AWQ or bitsandbytes); convert the model before it was quantised",
     ),
+    (
+        r"\.att(ention)?\.(k_k|r_k|x_rg?)$",
+        "RWKV-7, whose states are matrices; of RWKVs, version 4 alone is converted",
+    ),
+    (
+        r"\.time_maa_",
+        "RWKV-6, whose states are matrices; of RWKVs, version 4 alone is converted",
+    ),
+    (
+        r"blocks\.\d+\.att(ention)?\.(gate|ln_x)\.",
+        "RWKV-5, whose states are matrices; of RWKVs, version 4 alone is converted",
+    ),
+    (
+        r"blocks\.\d+\.ffnPre\.",
+        "an RWKV-4 with channel mixing in place of the first time mixing (ffnPre), which is not "
+        "implemented",
+    ),
+    (r"^(_forward_module\.)?(head_q|head_k|copy_mask)", "an RWKV-4 that copies tokens (head_qk)"),
+    (r"(^|\.)pos_emb_[xy]$", "an RWKV-4 with embeddings of two-dimensional positions (pos_emb)"),
+    (r"\.tiny_(ln|q|k|v|mask)", "an RWKV-4a, which has a small attention beside it (tiny_att)"),
+    (r"\.att\.(qq|kk|vv|oo|time_mix_(qq|kk|vv))(\.|$)", "an RWKV-4 with attention (qq, kk, vv)"),
+    (
+        r"^layers\.\d+\.attention\.wq\.weight$",
+        "Llama's own names, before transformers reordered its rotation; convert it with "
+        "transformers' convert_llama_weights_to_hf",
+    ),
     (r"\.lora_(A|B)\.", "a LoRA adapter; merge it into its base where it was trained"),
     (r"\.moe_layer\.", "layers of experts (MoE), which this decoder does not have"),
     (

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from retnet.hub.files import read_object
 from retnet.hub.foreign.pickles import is_torch_file, load_plain, tensors_of
-from retnet.hub.foreign.tensors import Entry, Source
+from retnet.hub.foreign.rwkv_cpp_file import is_rwkv_cpp_file, open_rwkv_cpp
+from retnet.hub.foreign.tensors import Entry, Opened, Source
 
 FOLDER_FILES = (
     "model.safetensors.index.json",
@@ -34,22 +35,6 @@ DTYPES = {
     **{"U8": torch.uint8, "BOOL": torch.bool},
 }
 """By safetensors' names."""
-
-
-class Opened(NamedTuple):
-    """A file whose tensors can be read.
-
-    Attributes:
-        entries: its tensors.
-        read: one of them.
-        config: that the file holds beside them; empty if none.
-        origin: where in the file.
-    """
-
-    entries: Mapping[str, Entry]
-    read: Callable[[str], Tensor]
-    config: Mapping[str, Any]
-    origin: str
 
 
 Opener = Callable[[Path], Opened]
@@ -88,6 +73,7 @@ def open_torch(path: Path) -> Opened:
 
 CONTAINERS: tuple[tuple[Callable[[bytes], bool], Opener], ...] = (
     (is_torch_file, open_torch),
+    (is_rwkv_cpp_file, open_rwkv_cpp),
     (lambda head: head[8:9] == b"{", open_safetensors),
 )
 """Who knows a file by its first 16 bytes."""

@@ -1,6 +1,6 @@
 """Named tensors of a checkpoint, described at once and read one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -50,6 +50,22 @@ class Source(Tensors, Protocol):
     """
 
     path: Path
+    config: Mapping[str, Any]
+    origin: str
+
+
+class Opened(NamedTuple):
+    """A file whose tensors can be read.
+
+    Attributes:
+        entries: its tensors.
+        read: one of them.
+        config: that the file holds beside them; empty if none.
+        origin: where in the file.
+    """
+
+    entries: Mapping[str, Entry]
+    read: Callable[[str], Tensor]
     config: Mapping[str, Any]
     origin: str
 
