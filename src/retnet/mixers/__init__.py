@@ -11,7 +11,6 @@ from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
 from retnet.mixers.qrnn import QRNNConfig
-from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
@@ -20,17 +19,17 @@ from retnet.mixers.s4d import S4DConfig
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
     "attention": AttentionConfig,
-    "lru": LRUConfig,
+    "rwkv": RWKVConfig,
     "linear_attention": LinearAttentionConfig,
+    "lru": LRUConfig,
     "gau": GAUConfig,
     "aft": AFTConfig,
+    "lstm": LSTMConfig,
+    "gru": GRUConfig,
+    "qrnn": QRNNConfig,
     "h3": H3Config,
     "hyena": HyenaConfig,
     "s4d": S4DConfig,
-    "rwkv": RWKVConfig,
-    "qrnn": QRNNConfig,
-    "lstm": LSTMConfig,
-    "gru": GRUConfig,
 }
 """Token mixers: name in configs and on the command line -> config class."""
 

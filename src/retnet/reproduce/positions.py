@@ -15,6 +15,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "retention, no head norm": ("retention", {"num_heads": 2, "head_norm": "none"}),
     "retention, nothing rotated": ("retention", {"num_heads": 2, "theta": "none"}),
     "attention, no position": ("attention", {"num_heads": 2, "position": "none"}),
+    "attention, ALiBi": ("attention", {"num_heads": 2, "position": "alibi"}),
+    "attention, window of 8": ("attention", {"num_heads": 2, "window": 8}),
+    "attention, URPE": ("attention", {"num_heads": 2, "urpe": 32}),
+    "attention, l2 weights": ("attention", {"num_heads": 2, "weights": "l2"}),
+    "attention, no denominator": ("attention", {"num_heads": 2, "weights": "exp"}),
+    "linear_attention, not normalised": (
+        "linear_attention",
+        {"num_heads": 2, "normalize": False},
+    ),
+    "gau, relu2": ("gau", {"kernel": "relu2"}),
+    "aft, full": ("aft", {"variant": "full", "max_len": 64}),
+    "rwkv, no token shift": ("rwkv", {"token_shift": False}),
 }
 """Name -> mixer and fields: what else is worth a line, beside each mixer as it usually is."""
 
@@ -37,16 +49,16 @@ class PositionRow(NamedTuple):
     @property
     def verdict(self) -> str:
         """In words."""
-        if tells_all(self.layer):
+        if tells(self.layer):
             return "knows"
-        if tells_all(self.stack):
+        if tells(self.stack):
             return "knows in deeper layers"
-        return "knows after BOS" if tells_all(self.with_bos) else "cannot tell"
+        return "knows after BOS" if tells(self.with_bos) else "cannot tell"
 
 
-def tells_all(scores: list[PositionScore]) -> bool:
-    """Whether each position has an output of its own, in every draw."""
-    return all(score.told_apart == score.tokens for score in scores)
+def tells(scores: list[PositionScore]) -> bool:
+    """Whether at least half of the positions have an output of their own, in most draws."""
+    return 2 * sum(2 * score.told_apart >= score.tokens for score in scores) > len(scores)
 
 
 def position_configs() -> dict[str, DecoderConfig]:
@@ -87,7 +99,7 @@ def position_table(rows: list[PositionRow]) -> Table:
             "same token over and over, or after another one (BOS). Spread: how far the outputs of "
             "one layer are from the first, as a share of the largest number, the middle of the "
             f"draws. Outputs that differ by less than {SAME:g} of it count as one; fewest to most "
-            "of the draws."
+            "of the draws. The verdict is that of most draws, for at least half of the positions."
         ),
     )
 
