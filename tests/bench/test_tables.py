@@ -47,6 +47,13 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
             if by != "retnet":
                 metrics["fwd_time_over_retnet"] = one(1.5)
             made.add("op/retention", {**shape, "by": by, "form": form}, metrics, PASSED)
+    for N in (512, 64):
+        for form in ("recurrent", "chunkwise"):
+            case = {"T": 4096, "N": N, "B": 1, "dtype": "complex64", "factors": "channel"}
+            metrics = {"fwd_ms": one(30.0), "fwdbwd_ms": one(70.0)}
+            if form == "recurrent":
+                metrics["fwd_time_over_chunkwise"] = one(6.0)
+            made.add("op/scan", {**case, "form": form}, metrics, PASSED)
     for T in (8192, 2048):
         for by in ("transformers 5 Llama", "retnet"):
             case = {**model, "B": 1, "T": T, "precision": "float32", "by": by}
@@ -204,7 +211,7 @@ def test_docs_do_not_show_quick_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_marker_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='no table "op"; name one of ops, train, forms'):
+    with pytest.raises(ValueError, match='no table "op"; name one of ops, scan, train, forms'):
         update_docs(page(tmp_path, "op"), tmp_path)
 
 

@@ -55,14 +55,14 @@ def scan_table(records: Iterable[Record]) -> Table:
     labels, rows = [], []
     for (T, N, B, dtype, factors, form), metrics in pivot(records, *fields).items():
         a = f"a of each {factors}"
-        labels.append((f"T {T:,}", f"N {N:,}", f"B {B}", str(dtype), a, str(form)))
-        cells = []
+        labels.append((f"T {T:,}", f"N {N:,}", f"B {B}", str(dtype), a))
+        cells = [str(form)]
         for passes in ("fwd", "fwdbwd"):
             cells.append(spread_text(metrics[f"{passes}_ms"]))
             cells.append(ratio_text(metrics.get(f"{passes}_time_over_chunkwise")))
         rows.append(tuple(cells))
-    over = "/ chunkwise"
-    columns = ("case", "forward, ms", over, "and backward, ms", over)
+    times = ("forward, ms", "/ chunkwise", "and backward, ms", "/ chunkwise")
+    columns = ("case", "form", *times)
     return make_table("Diagonal recurrence alone", columns, labels, rows, records)
 
 
