@@ -77,6 +77,12 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"key_width": 4, "kernel": "relu2", "n": 50},
         {"key_width": 4, "kernel": "laplace", "pairs": "interleaved"},
     ],
+    "flash": [
+        {"key_width": 6, "chunk": 4},
+        {"key_width": 4, "width": 10, "chunk": 2, "normalizer": "chunk", "init": "gau"},
+        {"key_width": 5, "chunk": 64, "position": "none", "bias": True},
+        {"key_width": 4, "chunk": 1, "pairs": "interleaved"},
+    ],
     "aft": [
         {},
         {"width": 7, "bias": True},

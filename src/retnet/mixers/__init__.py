@@ -4,6 +4,7 @@ from retnet.mixers.aft import AFTConfig
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ALONE, Branch, BranchConfig, Depth
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.flash import FLASHConfig
 from retnet.mixers.gated_rnn import GRUConfig, LSTMConfig
 from retnet.mixers.gau import GAUConfig
 from retnet.mixers.h3 import H3Config
@@ -23,6 +24,7 @@ MIXERS: dict[str, type[BranchConfig]] = {
     "linear_attention": LinearAttentionConfig,
     "lru": LRUConfig,
     "gau": GAUConfig,
+    "flash": FLASHConfig,
     "aft": AFTConfig,
     "lstm": LSTMConfig,
     "gru": GRUConfig,
