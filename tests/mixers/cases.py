@@ -119,7 +119,7 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
     "rwkv_ffn": [{"width": 20}, {"width": 7, "token_shift": False}],
 }
 
-ONE_FORM = ("attention", "flash", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn")
+ONE_FORM = ("attention", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn")
 """What computes the same way whatever form is asked for."""
 
 
