@@ -14,11 +14,18 @@ B, D_k, D_v = 2, 3, 4
 FORMS = ("recurrent", "chunkwise", "parallel")
 forms = pytest.mark.parametrize("form", FORMS)
 
+Inputs = tuple[Tensor, Tensor, Tensor]
 
-def inputs(T: int) -> tuple[Tensor, Tensor, Tensor]:
+
+def inputs(T: int) -> Inputs:
     rng = torch.Generator().manual_seed(T)
     q, k = torch.randn(2, B, T, 2, D_k, generator=rng, dtype=torch.float64)
     return q, k, torch.randn(B, T, D_v, generator=rng, dtype=torch.float64)
+
+
+def part(x: Inputs, *index: slice | Tensor) -> Inputs:
+    q, k, v = x
+    return q[index], k[index], v[index]
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
@@ -38,7 +45,8 @@ def close(got: Tensor, want: Tensor) -> None:
 def test_outputs_are_those_of_the_definition(chunk: int, form: Form) -> None:
     for T in {1, chunk - 1, chunk, chunk + 1, 2 * chunk, 19} - {0}:
         x = inputs(T)
-        close(mixed_chunk(*x, chunk=chunk, form=form)[0], definition(*x, chunk))
+        y, _ = mixed_chunk(*x, chunk=chunk, form=form)
+        close(y, definition(*x, chunk))
 
 
 @forms
@@ -72,28 +80,31 @@ def test_a_chunk_is_closed_by_its_own_last_token(T: int, form: Form) -> None:
 def test_rows_with_padding_and_starts_are_their_documents_alone(form: Form, seed: int) -> None:
     """In three calls with the state between, rows at different places of their chunks."""
     T, chunk, cuts = 40, 6, (0, 13, 14, 40)
-    q, k, v = inputs(T)
+    x = inputs(T)
     rng = torch.Generator().manual_seed(seed)
     valid = torch.rand(B, T, generator=rng) < 0.8
     starts = torch.rand(B, T, generator=rng) < 0.1
-    state, position, parts = None, None, []
-    for a, b in pairwise(cuts):
-        layout = Layout.of(B, b - a, position=position, valid=valid[:, a:b], starts=starts[:, a:b])
-        x = (y[:, a:b] for y in (q, k, v))
-        o, state = mixed_chunk(*x, state, chunk=chunk, layout=layout, form=form)
+    state, position, outputs = None, None, []
+    for now in (slice(*ends) for ends in pairwise(cuts)):
+        tokens = now.stop - now.start
+        layout = Layout.of(B, tokens, position=position, valid=valid[:, now], starts=starts[:, now])
+        o, state = mixed_chunk(
+            *part(x, slice(None), now), state, chunk=chunk, layout=layout, form=form
+        )
         position = layout.next_position
-        parts.append(o)
-    y = torch.cat(parts, 1)
+        outputs.append(o)
+    y = torch.cat(outputs, 1)
     assert torch.equal(y[~valid], torch.zeros_like(y[~valid]))
     assert isinstance(state, MixedChunkState)
     for b in range(B):
         document = (starts[b] & valid[b]).long().cumsum(0)
-        for d in document.unique():
+        last = int(document[-1])
+        for d in range(last + 1):
             own = valid[b] & (document == d)
-            if own.any():
-                x = [y[b : b + 1, own] for y in (q, k, v)]
-                alone, after = mixed_chunk(*x, chunk=chunk, form="recurrent")  # type: ignore[misc]
-                close(y[b : b + 1, own], alone)
+            alone = part(x, slice(b, b + 1), own)
+            close(y[b : b + 1, own], definition(*alone, chunk))
+        alone = part(x, slice(b, b + 1), valid[b] & (document == last))
+        _, after = mixed_chunk(*alone, chunk=chunk, form="recurrent")
         for got, want in zip(state, after, strict=True):
             close(got[b : b + 1], want)
 
@@ -101,13 +112,14 @@ def test_rows_with_padding_and_starts_are_their_documents_alone(form: Form, seed
 def test_gradients_of_the_forms_are_equal_through_a_state() -> None:
     found = []
     for form in FORMS:
-        x = [y.requires_grad_() for y in inputs(23)]
-        first, state = mixed_chunk(*(y[:, :9] for y in x), chunk=4, form=form)
+        x = inputs(23)
+        for y in x:
+            y.requires_grad_()
+        first, second = (part(x, slice(None), now) for now in (slice(9), slice(9, None)))
+        o, state = mixed_chunk(*first, chunk=4, form=form)
         layout = Layout.of(B, 14, position=torch.full((B,), 9))
-        second, after = mixed_chunk(
-            *(y[:, 9:] for y in x), state, chunk=4, layout=layout, form=form
-        )
-        loss = torch.cat([first, second], 1).square().sum()
+        rest, after = mixed_chunk(*second, state, chunk=4, layout=layout, form=form)
+        loss = torch.cat([o, rest], 1).square().sum()
         loss = loss + sum(leaf.square().sum() for leaf in after)
         found.append(torch.autograd.grad(loss, x))
     for other in found[1:]:

@@ -80,19 +80,30 @@ def mixed_chunk(
             "mixed chunk attention passes nothing between ranks, so its rows must not be spread "
             "over several (sequence); run them whole (train.sequence_ranks = 1)"
         )
-    exact = torch.promote_types(q.dtype, torch.float32)
-    if state is None:
-        S = v.new_zeros(B, q.shape[-1], v.shape[-1], dtype=exact)
-        held = (x.new_zeros(B, chunk, x.shape[-1], dtype=exact) for x in (q, v))
-        state = MixedChunkState(S, S, *held)
+    state = state or _fresh(q, v, chunk)
     with torch.autocast(q.device.type, enabled=False):
-        if form != "recurrent":
-            return _chunkwise(q, k, v, state, chunk, layout)
-        outputs = []
-        for n in range(T):
-            o, state = _step(*(x[:, n].to(exact) for x in (q, k, v)), state, layout, n)
-            outputs.append(o.to(q.dtype))
-        return torch.stack(outputs, 1), state
+        if form == "recurrent":
+            return _recurrent(q, k, v, state, layout)
+        return _chunkwise(q, k, v, state, chunk, layout)
+
+
+def _fresh(q: Tensor, v: Tensor, chunk: int) -> MixedChunkState:
+    """Rows that have read nothing."""
+    B, exact = len(q), torch.promote_types(q.dtype, torch.float32)
+    S = v.new_zeros(B, q.shape[-1], v.shape[-1], dtype=exact)
+    k, held = (x.new_zeros(B, chunk, x.shape[-1], dtype=exact) for x in (q, v))
+    return MixedChunkState(S, S, k, held)
+
+
+def _recurrent(
+    q: Tensor, k: Tensor, v: Tensor, state: MixedChunkState, layout: Layout
+) -> tuple[Tensor, MixedChunkState]:
+    outputs = []
+    for n in range(q.shape[1]):
+        q_n, k_n, v_n = (x[:, n].to(state.S.dtype) for x in (q, k, v))
+        o, state = _step(q_n, k_n, v_n, state, layout, n)
+        outputs.append(o.to(q.dtype))
+    return torch.stack(outputs, 1), state
 
 
 def _step(
