@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixers.cases import TOKEN_CASES, D, build
+from mixers.cases import TOKEN_CASES, D, build, config
 from retnet.mixers.attention import (
     Attention,
     AttentionConfig,
@@ -181,8 +181,9 @@ def test_new_factors_of_distance_change_nothing() -> None:
 @pytest.mark.parametrize("pairs", ["half", "interleaved"])
 def test_a_new_general_rotation_is_rope(pairs: str) -> None:
     torch.manual_seed(0)
-    config = AttentionConfig(num_heads=6, num_kv_heads=3, position="general", pairs=pairs)
-    module, x = config.build(D).double(), text(2, 8)
+    given = {"num_heads": 6, "num_kv_heads": 3, "position": "general", "pairs": pairs}
+    module: Any = config("attention", given).build(D)
+    module, x = module.double(), text(2, 8)
     plain = twin(module, position="rope")
     torch.testing.assert_close(run(module, x, 50), run(plain, x, 50), rtol=1e-5, atol=1e-7)
 
@@ -322,7 +323,8 @@ def test_half_precision_is_near(given: dict[str, Any], dtype: torch.dtype) -> No
 
 def test_what_is_learnt_of_positions_keeps_its_digits() -> None:
     for position in ("general", "kerple_log", "kerple_power"):
-        module = AttentionConfig(num_heads=2, position=position).build(D).bfloat16()
+        module: Any = config("attention", {"num_heads": 2, "position": position}).build(D)
+        module = module.bfloat16()
         learnt = dict(module.position.named_parameters())
         assert learnt
         assert all(p.dtype == torch.float32 for p in learnt.values())
@@ -385,7 +387,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
 @pytest.mark.parametrize(("options", "match"), REFUSED, ids=range(len(REFUSED)))
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        AttentionConfig(**{"num_heads": 2} | options)
+        config("attention", {"num_heads": 2} | options)
 
 
 def test_parts_of_options_that_make_no_sense_are_refused() -> None:

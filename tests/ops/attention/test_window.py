@@ -123,8 +123,8 @@ def test_reading_in_parts_is_the_banded_mask(
     state, parts = None, []
     for start, stop in pairwise(edges):
         layout = Layout.of(1, stop - start, position=torch.tensor([start]))
-        part = (x[:, start:stop] for x in case[:3])
-        o, state = attention(*part, state, layout=layout, reach=reach)
+        q, k, v = (x[:, start:stop] for x in case[:3])
+        o, state = attention(q, k, v, state, layout=layout, reach=reach)
         assert state.k.shape[2] == window + sinks
         parts.append(o)
     close(torch.cat(parts, 1), want)
