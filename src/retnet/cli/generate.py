@@ -30,7 +30,7 @@ class Options:
     """See the module."""
 
     checkpoint: Checkpoint
-    """Folder that `retnet demo` or `retnet train` wrote."""
+    """Folder of a model."""
     adapter: Adapter = ""
     weights: WeightsChoice = "saved"
     prompt: Annotated[str, arg(metavar="TEXT")] = ""
@@ -42,7 +42,7 @@ class Options:
     num_samples: Annotated[int, arg(metavar="N")] = 1
     """Texts to write, of one prompt."""
     ids: FlagCreatePairsOff[bool] = False
-    """TEXT and the output are token ids, as in "5 17": no tokenizer."""
+    """Read and write token ids, as "5 17"."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to choose tokens."""
 
