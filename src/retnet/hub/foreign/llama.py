@@ -72,6 +72,11 @@ def _describer(kind: str) -> Callable[[Source, Answers], Translation]:
         q_rows, k_rows = (
             source.entries[f"{LAYER}self_attn.{name}_proj.weight"].shape[0] for name in "qk"
         )
+        if q_rows % num_heads:
+            raise ValueError(
+                f"num_attention_heads ({num_heads}) must divide the {q_rows} rows of queries; "
+                "correct it in the config, or with --set"
+            )
         head_size = answers.take("head_dim", q_rows // num_heads)
         num_groups = answers.take("num_key_value_heads", k_rows // head_size)
         has_bias = LAYER + "self_attn.q_proj.bias" in source.entries

@@ -187,7 +187,7 @@ def _express_transformers(config: DecoderConfig, answers: Answers) -> Translatio
         **answers.read(CONTEXT, RESCALE),
     }
     shaped = Shaped(theirs=(1, 1, -1), ours=(-1,))
-    return Translation(config, _rules(config, _transformers, shaped, head_stored=False), described)
+    return Translation(config, _rules(config, _transformers, shaped), described)
 
 
 def _check(
