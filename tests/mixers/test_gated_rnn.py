@@ -89,9 +89,10 @@ def test_gru_is_its_equations() -> None:
 
 
 def test_forget_gates_begin_open() -> None:
-    bias = torch.stack(LSTMConfig().build(6).cell.all_weights[0][2:]).sum(0)
-    assert torch.equal(bias, torch.tensor([0.0, 1.0, 0.0, 0.0]).repeat_interleave(6))
-    assert not torch.stack(GRUConfig().build(6).cell.all_weights[0][2:]).any()
+    *_, bias, other = LSTMConfig().build(6).cell.all_weights[0]
+    assert torch.equal(bias + other, torch.tensor([0.0, 1.0, 0.0, 0.0]).repeat_interleave(6))
+    *_, bias, other = GRUConfig().build(6).cell.all_weights[0]
+    assert not (bias + other).any()
 
 
 @every_kind
@@ -110,15 +111,29 @@ def test_half_precision_computes_in_float32(name: str) -> None:
 
 
 @every_kind
-def test_packed_documents_are_read_in_float32_too(name: str) -> None:
-    """PyTorch's own kernel for whole rows and the one for packed documents agree."""
-    mixer, x = CONFIGS[name]().build(6), torch.randn(2, 5, 6)
-    masked = Layout.of(2, 5, valid=torch.ones(2, 5, dtype=torch.bool))
-    y, state = mixer(x, None, masked)
-    want, want_state = run(mixer, x)
-    torch.testing.assert_close(y, want)
-    for leaf, other in zip(state, want_state, strict=True):
+def test_gates_shut_to_the_last_digit_in_float32_too(name: str) -> None:
+    """Documents and padding in one row leave no trace, in values, states and gradients."""
+    mixer, x = CONFIGS[name]().build(6), torch.randn(1, 9, 6)
+    for weight in mixer.parameters():
+        torch.nn.init.normal_(weight)
+    valid, starts = torch.ones(1, 9).bool(), torch.zeros(1, 9).bool()
+    valid[0, [2, 6]] = False
+    starts[0, 4] = True
+    grads = []
+    y, state = mixer(x, None, Layout.of(1, 9, valid=valid, starts=starts))
+    y[valid].square().sum().backward()
+    grads.append([p.grad for p in mixer.parameters()])
+    mixer.zero_grad()
+    first, _ = run(mixer, x[:, [0, 1, 3]])
+    second, want = run(mixer, x[:, [4, 5, 7, 8]])
+    together = torch.cat([first, second], 1)
+    together.square().sum().backward()
+    grads.append([p.grad for p in mixer.parameters()])
+    torch.testing.assert_close(y[:, valid[0]], together)
+    for leaf, other in zip(state, want, strict=True):
         torch.testing.assert_close(leaf, other)
+    for got, other in zip(*grads, strict=True):
+        torch.testing.assert_close(got, other, rtol=1e-4, atol=1e-5)
 
 
 @every_kind

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retnet.bench.cases import QUICK_SCANS, SCANS, ScanCase
-from retnet.bench.gates import CUT_TOKENS, all_of, budgets, judge, judge_plain
+from retnet.bench.gates import CUT_TOKENS, Results, all_of, budgets, judge, judge_plain
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
 from retnet.bench.timing import alternate, milliseconds, ratios
@@ -80,7 +80,7 @@ def gate_scan(inputs: ScanInputs, forms: tuple[Form, ...]) -> Gate:
     for results, given in ((_outputs, inputs), (_gradients, first)):
         wide = torch.complex128 if given.b.is_complex() else torch.float64
         exact = results(ScanInputs(*(x.to(wide) for x in given)), LOOP)
-        plain = {LOOP: results(given, LOOP)}
+        plain: Results = {LOOP: results(given, LOOP)}
         verdicts.append(judge_plain(plain, exact))
         budget = budgets(plain, exact)
         verdicts += [judge(results(given, form), exact, budget) for form in forms if form != LOOP]

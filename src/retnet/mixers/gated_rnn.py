@@ -1,19 +1,18 @@
 """LSTM and GRU: recurrent networks whose gates read their own last output, on PyTorch's kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
-from retnet.ops.documents import by_document
 from retnet.ops.packed_linear import Weights
+from retnet.ops.slots import Slots
 from retnet.types import FormChoice
 
 
@@ -92,16 +91,25 @@ class _Kind(NamedTuple):
         compute: PyTorch's function.
         state: its state.
         forget: index of the forget gate among the gates; None without one.
+        valves: of each gate, its sign where the state is held, and where it is cleared.
+        content: index of the candidates if they must be zero to clear the state, else None.
     """
 
     cell: type[nn.LSTM] | type[nn.GRU]
     compute: Callable[..., tuple[Tensor, ...]]
     state: type[LSTMState] | type[GRUState]
     forget: int | None
+    valves: tuple[tuple[int, int], ...]
+    content: int | None
 
 
-_LSTM = _Kind(nn.LSTM, torch.lstm, LSTMState, forget=1)
-_GRU = _Kind(nn.GRU, torch.gru, GRUState, forget=None)
+# i, f, g, o: c is held by f = 1 and i = 0; cleared by f = i = 0, and h with it by o = 0
+_LSTM = _Kind(nn.LSTM, torch.lstm, LSTMState, 1, ((-1, -1), (1, -1), (0, 0), (0, -1)), None)
+# r, z, n: h is held by z = 1; cleared by z = 0 where n = tanh(r ...) = 0
+_GRU = _Kind(nn.GRU, torch.gru, GRUState, None, ((0, -1), (1, -1), (0, 0)), 2)
+
+SHUT = 1000.0
+"""Added to a gate's input: sigmoid(1000) is 1 and sigmoid(-1000) is 0 in float32 and float64."""
 
 
 class GatedRNN(nn.Module):
@@ -151,38 +159,63 @@ class GatedRNN(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], Any]:
         """Mix T tokens; see `Branch` for the contract."""
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        slots = Slots.of(layout)
         with torch.autocast(x.device.type, enabled=False):
-            h, state = by_document(self._read, exact, state, layout)
-        return self.outward(self, h.to(x.dtype))[0], state
+            weights = [weight.to(exact.dtype) for weight in self.cell.all_weights[0]]
+            if slots is None:
+                h, after = self._read(exact, state, weights)
+            else:
+                h, after = self._read_slots(exact, state, weights, slots)
+        return self.outward(self, h.to(x.dtype))[0], after
 
-    def _read(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, length: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Outputs of rows, and their states after `length` tokens of each; see `by_document`."""
-        weights = [weight.to(x.dtype) for weight in self.cell.all_weights[0]]
-        before = state or [x.new_zeros(len(x), self.width)] * len(self.kind.state._fields)
-        # has_biases, num_layers, dropout, train, bidirectional
-        one_layer = weights, True, 1, 0.0, self.training, False
-        if length is None:
-            h, *after = self.kind.compute(x, _of_one_layer(before), *one_layer, True)  # batch_first
-            return h, self.kind.state(*(leaf[0] for leaf in after))
-        packed = pack_padded_sequence(x, length.clamp(min=1).cpu(), True, enforce_sorted=False)
-        data, batch_sizes, sorted_, unsorted = packed
-        held = _of_one_layer([leaf[sorted_] for leaf in before])
-        h, *after = self.kind.compute(data, batch_sizes, held, *one_layer)
-        packed = PackedSequence(h, batch_sizes, sorted_, unsorted)
-        y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
-        read = length[:, None] > 0
-        leaves = (
-            torch.where(read, new[0, unsorted], old) for new, old in zip(after, before, strict=True)
+    def _read(self, x: Tensor, state: Any, weights: list[Tensor]) -> tuple[Tensor, Any]:
+        """Outputs and final state of whole rows."""
+        leaves = state or self._fresh(x)
+        held = [leaf[None].contiguous() for leaf in leaves]  # of one layer
+        h, *after = self.kind.compute(
+            x,
+            held if len(held) > 1 else held[0],
+            weights,
+            True,  # has_biases
+            1,  # num_layers
+            0.0,  # dropout
+            self.training,
+            False,  # bidirectional
+            True,  # batch_first
         )
-        return y, self.kind.state(*leaves)
+        return h, self.kind.state(*(leaf[0] for leaf in after))
 
+    def _read_slots(
+        self, x: Tensor, state: Any, weights: list[Tensor], slots: Slots
+    ) -> tuple[Tensor, Any]:
+        """The same for rows with padding or starts: two more inputs shut and open the gates."""
+        flags = torch.stack([slots.holds, slots.clears], -1).to(x.dtype)  # B L 2
+        inward, *others = weights
+        inward = torch.cat([inward, self._valves(others[1])], 1)
+        read = torch.cat([slots.spread(x), flags], -1)
+        h, (_, *rest) = self._read(read, state, [inward, *others])
+        last = h[torch.arange(len(h), device=h.device), slots.last]
+        before = self._fresh(x)[0] if state is None else state.h
+        last = torch.where(slots.empty[:, None], before, last)
+        return slots.gather(h), self.kind.state(last, *rest)
 
-def _of_one_layer(leaves: Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """A state as PyTorch has it: the layers in front, and a lone tensor in no list."""
-    held = [leaf[None].contiguous() for leaf in leaves]
-    return held if len(held) > 1 else held[0]
+    def _valves(self, bias: Tensor) -> Tensor:
+        """Weights from the two flags to the gates, (gates W, 2).
+
+        They are so large that a gate is 0 or 1 to the last digit. Where the kind clears by letting
+        new content in, that must be zero: its input bias is taken away.
+        """
+        gates = [
+            torch.stack([bias.new_full((self.width,), SHUT * flag) for flag in pair], 1)
+            for pair in self.kind.valves
+        ]
+        if self.kind.content is not None:
+            own = bias.unflatten(0, (-1, self.width))[self.kind.content]
+            gates[self.kind.content] = torch.stack([torch.zeros_like(own), -own], 1)
+        return torch.cat(gates)
+
+    def _fresh(self, x: Tensor) -> list[Tensor]:
+        return [x.new_zeros(len(x), self.width)] * len(self.kind.state._fields)
 
 
 def _check_width(width: int | None) -> None:
