@@ -5,7 +5,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from retnet.mixers.branch import ALONE, Depth
@@ -13,7 +13,14 @@ from retnet.mixers.diagonal_systems import DiagonalSystems, check_systems
 from retnet.mixers.precise import PreciseParameters
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
-from retnet.ops.diagonal_ssm import after_flops, bilinear, diagonal_ssm
+from retnet.ops.diagonal_ssm import (
+    StepTables,
+    after_flops,
+    bilinear,
+    diagonal_ssm,
+    ssm_step,
+    step_tables,
+)
 from retnet.ops.documents import by_document, newest
 from retnet.ops.long_conv import long_conv
 from retnet.ops.packed_linear import Weights
@@ -25,6 +32,16 @@ class H3State(NamedTuple):
 
     k: Float[Tensor, "B past D"]
     h: Float[Tensor, "B H pairs N 2"]
+
+
+class OpenedH3(NamedTuple):
+    """A state for single tokens, with what they are multiplied with, the same for all rows."""
+
+    k: Float[Tensor, "B past D"]
+    h: Float[Tensor, "B H pairs N 2"]
+    a: Complex[Tensor, "B H N"]
+    b: Complex[Tensor, "B H N"]
+    c: Complex[Tensor, "B H N"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +128,9 @@ class H3(PreciseParameters, nn.Module):
 
     def state_size(self, tokens: int) -> int:  # noqa: ARG002
         """Keys, and two numbers for each conjugate pair; see `Branch`."""
-        systems = self.shift_skip.shape[0] * self.config.head_dim
-        return (self.config.shift_taps - 1) * len(
-            self.shift_skip
-        ) + systems * self.config.state_size
+        config = self.config
+        numbers = config.shift_taps - 1 + config.head_dim * config.state_size
+        return len(self.shift_skip) * numbers
 
     def flops_per_token(self, seq_len: int) -> int:
         """Those of the state after the row; see `Branch`. An FFT is no matrix product."""
@@ -126,16 +142,30 @@ class H3(PreciseParameters, nn.Module):
         self.inward.pack(self, weights)
         self.outward.pack(self, weights)
 
+    def open_state(self, state: H3State, tokens: int) -> OpenedH3:  # noqa: ARG002
+        """Bring the systems into discrete time once; see `Steps`."""
+        tables = step_tables(self.systems(bilinear, self.B))
+        return OpenedH3(*state, *(table.expand(len(state.h), -1, -1) for table in tables))
+
+    def close_state(self, opened: OpenedH3) -> H3State:
+        """Without the tables; see `Steps`."""
+        return H3State(opened.k, opened.h)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: H3State | None,
+        state: H3State | OpenedH3 | None,
         layout: Layout,
         form: FormChoice = "auto",
-    ) -> tuple[Float[Tensor, "B T D"], H3State]:
+    ) -> tuple[Float[Tensor, "B T D"], H3State | OpenedH3]:
         """Mix T tokens; see `Branch` for the contract. Chunkwise is parallel: FFTs."""
         qkv = torch.stack(self.inward(self, x), 2)
-        o, after = by_document(partial(self.mix, form=form), qkv, state, layout)
+        if isinstance(state, OpenedH3):
+            tables = StepTables(state.a[0], state.b[0], state.c[0])
+            o, plain = self.mix(qkv, self.close_state(state), tables=tables)
+            after = OpenedH3(*plain, *state[2:])
+        else:
+            o, after = by_document(partial(self.mix, form=form), qkv, state, layout)
         return self.outward(self, o.to(x.dtype))[0], after
 
     def mix(
@@ -144,8 +174,12 @@ class H3(PreciseParameters, nn.Module):
         state: H3State | None = None,
         length: Int[Tensor, " B"] | None = None,
         form: FormChoice = "auto",
+        tables: StepTables | None = None,
     ) -> tuple[Float[Tensor, "B T D"], H3State]:
-        """Shift, outer product, diagonal systems and query, in float32 or better."""
+        """Shift, outer product, diagonal systems and query, in float32 or better.
+
+        By tables, if there are any, a single token.
+        """
         p = self.config.head_dim
         if form == "auto":
             form = "recurrent" if qkv.shape[1] == 1 else "chunkwise"
@@ -159,8 +193,11 @@ class H3(PreciseParameters, nn.Module):
             q, shifted, v = (y.unflatten(-1, (-1, p)) for y in (q, shifted, v))  # B T H p
             kv = (shifted[..., :, None] * v[..., None, :]).flatten(-2)  # B T H p*p
             h = None if state is None else state.h
-            ssm = self.systems(bilinear, self.B)
-            s, h = diagonal_ssm(kv, ssm, h, length=length, form=form)
+            if tables is not None and h is not None:
+                s, h = ssm_step(kv, tables, h)
+            else:
+                ssm = self.systems(bilinear, self.B)
+                s, h = diagonal_ssm(kv, ssm, h, length=length, form=form)
             o = (q[..., None] * s.unflatten(-1, (p, p))).sum(-2)
             # the skip is summed last: sum_i q_i k_i v_j = (q . k) v_j
             o = o + self.skip.to(k.dtype)[:, None] * (q * shifted).sum(-1, keepdim=True) * v

@@ -1,5 +1,6 @@
 """Hyena: parameters around `retnet.ops.long_conv`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -32,6 +33,14 @@ class HyenaState(NamedTuple):
 
     u: Float[Tensor, "B 2 W"]
     z: Float[Tensor, "B slots convs D"]
+
+
+class OpenedHyena(NamedTuple):
+    """A state for single tokens, which has its filters with it: they cost more than all else."""
+
+    u: Float[Tensor, "B 2 W"]
+    z: Float[Tensor, "B slots convs D"]
+    kernel: Float[Tensor, "B taps convs D"]  # the same for all rows
 
 
 class _Entering(NamedTuple):
@@ -129,13 +138,22 @@ class Hyena(nn.Module):
         self.inward.pack(self, weights)
         self.outward.pack(self, weights)
 
+    def open_state(self, state: HyenaState, tokens: int) -> OpenedHyena:
+        """Compute the filters once; see `Steps`."""
+        taps = min(state.z.shape[1] + tokens, self.config.l_max)
+        return OpenedHyena(*state, self.kernel(taps).expand(len(state.u), -1, -1, -1))
+
+    def close_state(self, opened: OpenedHyena) -> HyenaState:
+        """Without the filters; see `Steps`."""
+        return HyenaState(opened.u, opened.z)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: HyenaState | None,
+        state: HyenaState | OpenedHyena | None,
         layout: Layout,
         form: FormChoice = "auto",
-    ) -> tuple[Float[Tensor, "B T D"], HyenaState]:
+    ) -> tuple[Float[Tensor, "B T D"], HyenaState | OpenedHyena]:
         """Mix T tokens; see `Branch` for the contract.
 
         Recurrent is the direct sum, O(T) per token; all other forms are FFTs.
@@ -151,17 +169,16 @@ class Hyena(nn.Module):
                 "l_max"
             )
         [u] = self.inward(self, x)
-        slots = 0 if state is None else state.z.shape[1]
         with torch.autocast(x.device.type, enabled=False):
-            kernel = self.kernel(min(slots + x.shape[1], l_max))
-            core = partial(self.mix, kernel=kernel, form=form)
-            count = used_slots(layout, slots)
-            if count is None:
-                y, after = core(u, state, None)
+            if isinstance(state, OpenedHyena):
+                core = partial(self.mix, kernel=state.kernel[0], form=form)
+                y, plain = self._in_rows(core, u, self.close_state(state), layout)
+                after = OpenedHyena(*plain, state.kernel)
             else:
-                entering = self._entering(u, state, count)
-                core = partial(core, after=int(layout.next_position.max()))
-                y, after = by_document(core, u, entering, layout)
+                slots = 0 if state is None else state.z.shape[1]
+                kernel = self.kernel(min(slots + x.shape[1], l_max))
+                core = partial(self.mix, kernel=kernel, form=form)
+                y, after = self._in_rows(core, u, state, layout)
         return self.outward(self, y.to(x.dtype))[0], after
 
     def kernel(self, taps: int) -> Float[Tensor, "taps convs D"]:
@@ -210,14 +227,25 @@ class Hyena(nn.Module):
             z = torch.cat([state.z, z], 1)
         return x[0] * v, HyenaState(newest(past, u, length), z)
 
-    def _entering(self, u: Tensor, state: HyenaState | None, count: Tensor) -> _Entering:
-        """A state for rows that differ, in float32 or better."""
-        if state is not None:
-            return _Entering(*state, count.expand(len(u)))
-        exact, order = torch.promote_types(u.dtype, torch.float32), self.config.order
-        last = u.new_zeros(len(u), SHORT - 1, u.shape[2], dtype=exact)
-        z = u.new_zeros(len(u), 0, order - 1, self.D, dtype=exact)
-        return _Entering(last, z, count.new_zeros(len(u)))
+    def _in_rows(
+        self,
+        core: Callable[..., tuple[Tensor, HyenaState]],
+        u: Tensor,
+        state: HyenaState | None,
+        layout: Layout,
+    ) -> tuple[Tensor, HyenaState]:
+        """Mix rows that may differ in what they have read, and in padding and documents."""
+        used = used_slots(layout, 0 if state is None else state.z.shape[1])
+        if used is None:
+            return core(u, state)
+        if state is None:
+            B, exact = len(u), torch.promote_types(u.dtype, torch.float32)
+            last = u.new_zeros(B, SHORT - 1, u.shape[2], dtype=exact)
+            z = u.new_zeros(B, 0, self.config.order - 1, self.D, dtype=exact)
+            state = HyenaState(last, z)
+        entering = _Entering(*state, used.expand(len(u)))
+        core = partial(core, after=int(layout.next_position.max()))
+        return by_document(core, u, entering, layout)
 
 
 def _appended(state: _Entering, z: Tensor, length: Tensor | None, after: int) -> Tensor:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +13,14 @@ from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.diagonal_systems import DiagonalSystems, check_systems
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
-from retnet.ops.diagonal_ssm import after_flops, diagonal_ssm, zero_order_hold
+from retnet.ops.diagonal_ssm import (
+    StepTables,
+    after_flops,
+    diagonal_ssm,
+    ssm_step,
+    step_tables,
+    zero_order_hold,
+)
 from retnet.ops.documents import by_document
 from retnet.ops.packed_linear import Weights
 from retnet.types import FormChoice
@@ -23,6 +30,15 @@ class S4DState(NamedTuple):
     """One of each conjugate pair of every channel's states, real and imaginary part."""
 
     h: Float[Tensor, "B D N 2"]
+
+
+class OpenedS4D(NamedTuple):
+    """A state for single tokens, with what they are multiplied with, the same for all rows."""
+
+    h: Float[Tensor, "B D N 2"]
+    a: Complex[Tensor, "B D N"]
+    b: Complex[Tensor, "B D N"]
+    c: Complex[Tensor, "B D N"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +105,29 @@ class S4D(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         self.outward.pack(self, weights)
 
+    def open_state(self, state: S4DState, tokens: int) -> OpenedS4D:  # noqa: ARG002
+        """Bring the systems into discrete time once; see `Steps`."""
+        tables = step_tables(self.systems(zero_order_hold))
+        return OpenedS4D(state.h, *(table.expand(len(state.h), -1, -1) for table in tables))
+
+    def close_state(self, opened: OpenedS4D) -> S4DState:
+        """Without the tables; see `Steps`."""
+        return S4DState(opened.h)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: S4DState | None,
+        state: S4DState | OpenedS4D | None,
         layout: Layout,
         form: FormChoice = "auto",
-    ) -> tuple[Float[Tensor, "B T D"], S4DState]:
+    ) -> tuple[Float[Tensor, "B T D"], S4DState | OpenedS4D]:
         """Mix T tokens; see `Branch` for the contract. Chunkwise is parallel: one FFT."""
-        y, after = by_document(partial(self.mix, form=form), x, state, layout)
+        if isinstance(state, OpenedS4D):
+            tables = StepTables(state.a[0], state.b[0], state.c[0])
+            y, plain = self.mix(x, self.close_state(state), tables=tables)
+            after = OpenedS4D(plain.h, *state[1:])
+        else:
+            y, after = by_document(partial(self.mix, form=form), x, state, layout)
         a, b = self.outward(self, F.gelu(y).to(x.dtype))[0].chunk(2, -1)
         return a * b.sigmoid(), after
 
@@ -107,13 +137,17 @@ class S4D(nn.Module):
         state: S4DState | None = None,
         length: Int[Tensor, " B"] | None = None,
         form: FormChoice = "auto",
+        tables: StepTables | None = None,
     ) -> tuple[Float[Tensor, "B T D"], S4DState]:
-        """Pass each channel through its system, in float32 or better."""
+        """Pass each channel through its system, in float32 or better; by tables a single token."""
         if form == "auto":
             form = "recurrent" if x.shape[1] == 1 else "chunkwise"
         h = None if state is None else state.h[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
-            y, h = diagonal_ssm(
-                x[..., None], self.systems(zero_order_hold), h, length=length, form=form
-            )
+            u = x[..., None]
+            if tables is not None and h is not None:
+                y, h = ssm_step(u, tables, h)
+            else:
+                ssm = self.systems(zero_order_hold)
+                y, h = diagonal_ssm(u, ssm, h, length=length, form=form)
             return y[..., 0] + self.D.to(y.dtype) * x, S4DState(h[:, :, 0])

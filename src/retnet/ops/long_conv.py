@@ -107,11 +107,13 @@ def _direct(u: Tensor, kernel: Tensor) -> Tensor:
 def _newest(u: Tensor, kernel: Tensor, past: Tensor, count: Tensor | None) -> Tensor:
     """One new sample of each row: a sum, in any form."""
     slots = past.shape[1]
-    ago = slots if count is None else count[:, None]  # of slot 0
-    ago = ago - torch.arange(slots, device=u.device)  # slots, or B slots
-    known = (ago > 0) & (ago < len(kernel))
-    weights = kernel[ago.clamp(0, len(kernel) - 1)]
-    weights = weights.masked_fill(~known.view(*known.shape, *[1] * (kernel.ndim - 1)), 0)
+    if count is None:
+        known = min(slots, len(kernel) - 1)
+        past, weights = past[:, slots - known :], kernel[1 : known + 1].flip(0)
+    else:
+        ago = count[:, None] - torch.arange(slots, device=u.device)  # B slots
+        weights = kernel[ago.clamp(0, len(kernel) - 1)]
+        weights = weights * _expanded((ago > 0) & (ago < len(kernel)), u)
     return u * kernel[0] + (past * weights).sum(1, keepdim=True)
 
 

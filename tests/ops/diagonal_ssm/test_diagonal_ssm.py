@@ -13,6 +13,8 @@ from retnet.ops.diagonal_ssm import (
     bilinear,
     diagonal_ssm,
     impulse_response,
+    ssm_step,
+    step_tables,
     zero_order_hold,
 )
 from retnet.types import Form
@@ -123,3 +125,13 @@ def test_gradients_of_the_forms_agree() -> None:
         grads.append([leaf.grad for leaf in leaves])
     for other in grads[:-1]:
         torch.testing.assert_close(other, grads[-1])
+
+
+@both_rules
+@torch.no_grad()
+def test_a_step_by_tables_is_the_loop(rule: Discretise) -> None:
+    ssm, u, state = system(rule), signal(1), torch.randn(B, H, E, N, 2).double()
+    want, after = loop(u, ssm, state)
+    y, h = ssm_step(u, step_tables(ssm), state)
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(h, after)

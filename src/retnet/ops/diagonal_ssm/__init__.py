@@ -86,6 +86,28 @@ def diagonal_ssm(
         return y, torch.view_as_real(h.contiguous())
 
 
+class StepTables(NamedTuple):
+    """What one token after another is multiplied with, once computed: exponentials cost most."""
+
+    a: Complex[Tensor, "H N"]
+    b: Complex[Tensor, "H N"]
+    c: Complex[Tensor, "H N"]  # of Re, so twice that of the system
+
+
+def step_tables(ssm: DiagonalSSM) -> StepTables:
+    """The systems as single tokens need them."""
+    return StepTables(ssm.log_a.exp(), ssm.b, 2 * ssm.c)
+
+
+def ssm_step(
+    u: Float[Tensor, "B 1 H E"], tables: StepTables, state: Float[Tensor, "B H E N 2"]
+) -> tuple[Float[Tensor, "B 1 H E"], Float[Tensor, "B H E N 2"]]:
+    """`diagonal_ssm` of one token, without gradients."""
+    a, b, c = (table[:, None] for table in tables)  # H 1 N
+    h = a * torch.view_as_complex(state) + b * u[:, 0, ..., None].to(state.dtype)
+    return (h * c).real.sum(-1)[:, None], torch.view_as_real(h)
+
+
 def impulse_response(ssm: DiagonalSSM, T: int) -> Float[Tensor, "H T"]:
     """`y_0 ... y_(T-1)` of the input 1, 0, 0, ...: `2 Re sum_n c_n b_n a_n^t`."""
     powers = _Powers(ssm.log_a, T)
