@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class Attention(nn.Module):
     """The layer: project, place, mix, project."""
 
     urpe: nn.Parameter | None
+    learning_rates: ClassVar[dict[str, float]] = {"urpe": 1.0}  # and no weight decay
 
     def __init__(self, config: AttentionConfig, d_model: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ by which the ones read the others.
 """
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -157,6 +158,7 @@ class GeneralRotary(PreciseParameters):
     """Queries and keys turn by `exp(n B)`, B a skew matrix that each head of keys learns."""
 
     precise = ("generator",)
+    learning_rates: ClassVar[dict[str, float]] = {"generator": 1.0}  # and no weight decay
 
     def __init__(self, config: AttentionConfig, width: int) -> None:
         super().__init__()
