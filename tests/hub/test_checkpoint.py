@@ -121,7 +121,7 @@ def test_the_tokenizer_comes_back(folder: Path) -> None:
 
 def test_a_folder_without_tokenizer_is_refused_by_load_only(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, decoder())
-    message = r"has no tokenizer\.json; copy the tokenizer there, or read the model alone"
+    message = r"has no tokenizer\.json; copy the tokenizer there, or do without"
     with pytest.raises(ValueError, match=message):
         retnet.load(tmp_path)
     assert load_checkpoint(tmp_path)[1] is None

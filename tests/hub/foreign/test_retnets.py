@@ -26,8 +26,11 @@ from retnet.hub.foreign import convert
 from retnet.mixers.retention import RetentionConfig
 from retnet.model import Decoder, DecoderConfig, preset
 
-FORMAT = dict.fromkeys(TORCHSCALE, "torchscale") | dict.fromkeys(SYNCDOTH, "syncdoth")
-FORMAT |= dict.fromkeys(FLA, "fla")
+FORMAT: dict[str, str] = {
+    **dict.fromkeys(TORCHSCALE, "torchscale"),
+    **dict.fromkeys(SYNCDOTH, "syncdoth"),
+}
+FORMAT.update(dict.fromkeys(FLA, "fla"))
 FOR_EXPORT: dict[str, dict[str, Any]] = {
     "fla_retnet_gqa": {"num_kv_heads": 2},
     "fla_retnet_mha": {"fuse_norm": False},

@@ -14,7 +14,10 @@ from model.small import close, config, decoder, same_states, tokens
 from retnet.hub.foreign import convert_state
 from retnet.model import Decoder, DecoderState
 
-FORMAT = dict.fromkeys(TORCHSCALE, "torchscale") | dict.fromkeys(FLA, "fla")
+FORMAT: dict[str, str] = {
+    **dict.fromkeys(TORCHSCALE, "torchscale"),
+    **dict.fromkeys(FLA, "fla"),
+}
 EXACT = torch.float64
 
 
