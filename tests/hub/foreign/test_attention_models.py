@@ -23,9 +23,9 @@ from golden_files import FOLDER, golden
 from hub.foreign.shared import golden_weights, same, save_weights
 from retnet.hub import load_checkpoint, save_checkpoint
 from retnet.hub.foreign import MissingAnswers, convert
-from retnet.mixers import MIXERS
 from retnet.mixers.attention import AttentionConfig, RoPEScaling
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.retention import RetentionConfig
 from retnet.model import Decoder, DecoderConfig, LayerConfig
 
 GOLDENS = {"llama_gqa": "llama", "llama_mha_tied": "llama", "mistral_window": "mistral"}
@@ -56,21 +56,37 @@ def test_weights_come_back_to_the_bit(tmp_path, name):
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
-    plain = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2}
+    plain: dict[str, Any] = {
+        "vocab_size": 13,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+    }
     plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8}
     torch.manual_seed(1)
     return _lively(LlamaForCausalLM(LlamaConfig(**(plain | changes))))
 
 
 def mistral(**changes: Any) -> MistralForCausalLM:
-    plain = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2}
+    plain: dict[str, Any] = {
+        "vocab_size": 13,
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+    }
     plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
     torch.manual_seed(1)
     return _lively(MistralForCausalLM(MistralConfig(**(plain | changes))))
 
 
 def mpt(**changes: Any) -> MptForCausalLM:
-    plain = {"vocab_size": 13, "d_model": 24, "n_heads": 6, "n_layers": 2, "max_seq_len": 64}
+    plain: dict[str, Any] = {
+        "vocab_size": 13,
+        "d_model": 24,
+        "n_heads": 6,
+        "n_layers": 2,
+        "max_seq_len": 64,
+    }
     torch.manual_seed(1)
     return _lively(MptForCausalLM(MptConfig(**(plain | changes))))
 
@@ -138,7 +154,7 @@ def edited(folder: Path, model: PreTrainedModel, **changes: Any) -> Path:
 def test_configs_of_older_versions_are_read(tmp_path):
     """They have rope_theta and rope_scaling, or neither, and tables in the files."""
     model = llama(**LLAMA3)
-    scaling = model.config.rope_parameters
+    scaling: Any = model.config.rope_parameters
     old = {name: x for name, x in scaling.items() if name != "rope_theta"}
     folder = edited(tmp_path / "old", model, rope_parameters="left out", rope_theta=500.0,
                     rope_scaling={"type": old.pop("rope_type"), **old})  # fmt: skip
@@ -202,7 +218,8 @@ def test_weights_without_a_config_are_asked_about(tmp_path):
 
 def test_mistral_without_the_key_has_the_window_that_the_program_takes(tmp_path):
     folder = edited(tmp_path / "theirs", mistral(), sliding_window="left out")
-    assert convert(folder, tmp_path / "ours").config.branches[0][0].window == 4096
+    mixer: Any = convert(folder, tmp_path / "ours").config.branches[0][0]
+    assert mixer.window == 4096
 
 
 def test_files_by_llamas_own_names_are_sent_to_transformers(tmp_path):
@@ -236,7 +253,7 @@ MPT_FFN = FFNConfig(width=32, bias=False)
 @pytest.mark.parametrize(
     ("to", "model", "message"),
     [
-        ("llama", ours(mixer=MIXERS["retention"](num_heads=2)), "a mixer other than attention"),
+        ("llama", ours(mixer=RetentionConfig(num_heads=2)), "a mixer other than attention"),
         ("llama", ours(channel=FFNConfig(width=8)), "a channel mixer other than glu"),
         ("llama", ours(mixer=AttentionConfig(num_heads=2, window=4)), "window = 4"),
         ("llama", ours(mixer=AttentionConfig(num_heads=2, scaling=NTK)), "scaling = RoPEScaling"),

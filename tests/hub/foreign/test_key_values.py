@@ -1,5 +1,7 @@
 """Caches of transformers: a text that was begun there goes on here, and back."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -43,7 +45,8 @@ def test_text_goes_on_here_and_there(tmp_path, name, split):
 
     _, state = model(TOKENS[:, :split])
     pairs = convert_state(state, model.config, target=kind)
-    for (k, v), layer in zip(pairs, cache.layers, strict=True):
+    layers: list[Any] = cache.layers
+    for (k, v), layer in zip(pairs, layers, strict=True):
         torch.testing.assert_close(k, layer.keys, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(v, layer.values, rtol=1e-4, atol=1e-4)
     if kind != "mistral":  # a window's cache also counts, and cannot be made of pairs alone

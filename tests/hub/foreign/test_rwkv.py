@@ -18,8 +18,8 @@ from retnet.hub import load_checkpoint, save_checkpoint
 from retnet.hub.foreign import convert
 from retnet.hub.foreign.rwkv import LogOfDecay
 from retnet.hub.foreign.rwkv_cpp_file import open_rwkv_cpp
-from retnet.mixers import MIXERS
 from retnet.mixers.channel import GLUConfig
+from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
 from retnet.model import Decoder, DecoderConfig, LayerConfig
@@ -246,14 +246,14 @@ def model(**changes: Any) -> Decoder:
         channel=changes.pop("channel", RWKVFFNConfig(width=16)),
         repeat=2,  # transformers cannot make one layer
     )
-    plain = {"norm": "layer", "norm_eps": 1e-5, "embed_norm": True}
+    plain: dict[str, Any] = {"norm": "layer", "norm_eps": 1e-5, "embed_norm": True}
     return Decoder(DecoderConfig(d_model=8, layers=(layer,), vocab_size=11, **(plain | changes)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mixer": MIXERS["retention"](num_heads=2)}, "a mixer other than rwkv"),
+        ({"mixer": RetentionConfig(num_heads=2)}, "a mixer other than rwkv"),
         ({"channel": GLUConfig(width=8)}, "a channel mixer other than rwkv_ffn"),
         ({"mixer": RWKVConfig(token_shift=False)}, "token_shift = False"),
         ({"embed_norm": False, "norm": "rms"}, "norm = 'rms'; embed_norm = False"),
