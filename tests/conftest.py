@@ -27,7 +27,9 @@ def _seed() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--agreement", metavar="FILE", help="write how far we are from what others computed (JSON)"
+        "--agreement",
+        metavar="FILE",
+        help="write how far we are from what others computed, of the files compared (JSON)",
     )
 
 
@@ -36,4 +38,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if file:
         from golden_files import agreement
 
-        Path(file).write_text(json.dumps(agreement(), indent=1, sort_keys=True) + "\n")
+        path = Path(file)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | agreement(), indent=1, sort_keys=True) + "\n")
