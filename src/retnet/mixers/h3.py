@@ -190,15 +190,20 @@ class H3(PreciseParameters, nn.Module):
             shift_form = "direct" if form == "recurrent" else "fft"
             shifted = long_conv(k, self.shift.to(k.dtype).mT, past, form=shift_form)
             shifted = shifted + self.shift_skip.to(k.dtype) * k
-            q, shifted, v = (y.unflatten(-1, (-1, p)) for y in (q, shifted, v))  # B T H p
-            kv = (shifted[..., :, None] * v[..., None, :]).flatten(-2)  # B T H p*p
+            # time last in memory, as transforms need it: the rest of the layer is elementwise
+            heads = (y.unflatten(-1, (-1, p)).permute(0, 2, 3, 1) for y in (q, shifted, v))
+            q, shifted, v = (y.contiguous() for y in heads)  # B H p T
+            kv = (shifted[:, :, :, None] * v[:, :, None]).flatten(2, 3)  # B H p*p T
+            kv = kv.permute(0, 3, 1, 2)  # B T H p*p
             h = None if state is None else state.h
             if tables is not None and h is not None:
                 s, h = ssm_step(kv, tables, h)
             else:
                 ssm = self.systems(bilinear, self.B)
                 s, h = diagonal_ssm(kv, ssm, h, length=length, form=form)
-            o = (q[..., None] * s.unflatten(-1, (p, p))).sum(-2)
+            s = s.permute(0, 2, 3, 1).unflatten(2, (p, p))  # B H p p T
+            o = (q[:, :, :, None] * s).sum(2)
             # the skip is summed last: sum_i q_i k_i v_j = (q . k) v_j
-            o = o + self.skip.to(k.dtype)[:, None] * (q * shifted).sum(-1, keepdim=True) * v
-            return o.flatten(-2), H3State(newest(past, k, length), h)
+            o = o + self.skip.to(k.dtype)[:, None, None] * (q * shifted).sum(2, keepdim=True) * v
+            o = o.permute(0, 3, 1, 2).flatten(2)  # B T D
+            return o, H3State(newest(past, k, length), h)
