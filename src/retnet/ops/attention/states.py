@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from retnet.ops.documents import used_slots
 from retnet.ops.layout import Layout
 
 NEAR = ("cpu",)
@@ -25,18 +26,8 @@ class AttentionState(NamedTuple):
 
 
 def num_past(state: AttentionState | None, layout: Layout) -> Int[Tensor, " rows"] | None:
-    """How many slots of the state each row uses; None for all of them in a call without masks.
-
-    The one look at values that attention takes, once in a call for all layers.
-    """
-    slots = 0 if state is None else state.k.shape[2]
-
-    def build() -> Tensor | None:
-        past = layout.positions[:, 0].clamp(max=slots)
-        masks = layout.valid is not None or layout.starts is not None
-        return past if masks or (slots and int(past.min()) < slots) else None
-
-    return layout.shared(("attention num_past", slots), build)
+    """How many slots of the state each row uses; None for all of them in a call without masks."""
+    return used_slots(layout, 0 if state is None else state.k.shape[2])
 
 
 def documents(layout: Layout) -> Int[Tensor, "B T"] | None:
