@@ -7,7 +7,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ops.attention.reference import Case, by_definition, random_case
 from retnet.ops import Layout, attention
-from retnet.ops.attention import AttentionState, StaticCache, static
+from retnet.ops.attention import (
+    PLAIN,
+    AttentionState,
+    Reach,
+    Rule,
+    StaticCache,
+    WindowState,
+    static,
+    window,
+)
+from retnet.ops.attention.bias import alibi_slopes, linear_bias
 
 ROWS = {"alike": [5, 5, 5], "at different places": [1, 5, 3], "fresh": [0, 0, 0]}
 every_batch = pytest.mark.parametrize("position", ROWS.values(), ids=ROWS)
@@ -21,14 +31,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(static, "NEAR", ())
 
 
-def steps(cache: StaticCache, case: Case, first: int, last: int) -> tuple[Tensor, StaticCache]:
+def steps(
+    cache: StaticCache, case: Case, first: int, last: int, rule: Rule = PLAIN
+) -> tuple[Tensor, StaticCache]:
     """Outputs of some tokens, and the cache after them."""
     assert case.position is not None
     position, outputs = case.position + first, []
     for t in range(first, last):
         layout = Layout.of(len(position), 1, position=position)
         q, k, v = (x[:, t : t + 1] for x in case[:3])
-        o, cache = cache.step(q, k, v, layout)
+        o, cache = cache.step(q, k, v, layout, rule)
         outputs.append(o)
         position = layout.next_position
     return torch.cat(outputs, 1), cache
@@ -54,6 +66,20 @@ def test_steps_are_those_of_the_definition(position: list[int], H_kv: int) -> No
             n = kept.shape[1]
             torch.testing.assert_close(x[b, :, :n], kept)
             assert not x[b, :, n:].any()
+
+
+@pytest.mark.usefixtures("device")
+@every_batch
+@heads
+def test_a_bias_and_a_scale_count_in_steps_too(position: list[int], H_kv: int) -> None:
+    case = random_case(3, 6, 4, H_kv, position=position)
+    slopes = torch.tensor([0.1, 0.5, 1.0, 2.0], dtype=torch.float64)
+    rule = Rule(bias=lambda d: -slopes[:, None, None] * d[:, None], bias_name="slopes")
+    got, _ = steps(opened(case, 6), case, 0, 6, rule)
+    torch.testing.assert_close(got, by_definition(case, bias=lambda d, h: -slopes[h] * d)[0])
+    got, _ = steps(opened(case, 6), case, 0, 6, Rule(scale=1.0))
+    wide = case._replace(q=2 * case.q)  # D_k is 4
+    torch.testing.assert_close(got, by_definition(wide)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -141,6 +167,21 @@ def test_far_from_the_host_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch)
         x = torch.zeros(2, 1, 2, 4)
         layout = Layout.of(2, 1, position=torch.full((2,), 5))
         assert cache.step(x, x, x, layout)[0].shape == x.shape
+        rule = Rule(bias=lambda d: linear_bias(d, alibi_slopes(2, d.device)))
+        assert cache.step(x, x, x, layout, rule)[0].shape == x.shape
+
+
+def test_far_from_the_host_a_window_is_not_looked_at_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(window, "NEAR", ())
+    with FakeTensorMode():
+        state = WindowState(torch.zeros(2, 2, 5, 4), torch.zeros(2, 2, 5, 4))
+        x = torch.zeros(2, 1, 2, 4)
+        layout = Layout.of(2, 1, position=torch.full((2,), 5))
+        o, after = attention(x, x, x, state, layout=layout, reach=Reach(4, 1))
+        assert o.shape == x.shape
+        assert after.k.shape == state.k.shape
 
 
 def test_what_is_no_step_is_refused() -> None:

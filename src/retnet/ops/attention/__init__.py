@@ -1,10 +1,12 @@
 """Softmax attention over what a row has read, through PyTorch's own kernels."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retnet.ops.attention.blocks import Keys, query_blocks
+from retnet.ops.attention.blocks import Block, Keys, query_blocks
 from retnet.ops.attention.checks import check
 from retnet.ops.attention.reach import EVERYTHING, Reach
 from retnet.ops.attention.rule import PLAIN, Rule, mixed, one_token, sdpa
@@ -74,54 +76,58 @@ def attention(
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # B H T D, as the kernels have it
     with torch.autocast(q.device.type, enabled=False):  # the caller has chosen the dtype
         if reach.window is None:
-            assert not isinstance(state, WindowState)
-            after, dense = appended(state, k, v, layout), num_past(state, layout) is None
-            if dense and rule.is_plain and T in (1, after.k.shape[2]):
-                one = T == 1
-                o = one_token(q, *after, None, rule.scale) if one else _triangle(q, after, rule)
-                return o.transpose(1, 2), after
-            past = _past_keys(state, layout, dense)
-            if state is not None:  # slots of the state, whoever they belong to, then ours
-                k, v = (
-                    after if dense else (torch.cat(xs, 2) for xs in zip(state, (k, v), strict=True))
-                )
+            after, past, k, v = _with_all(state, k, v, layout)
         else:
-            assert not isinstance(state, AttentionState)
-            after = slid(state, k, v, layout, reach)
-            masks = layout.valid is not None or layout.starts is not None
-            if state is None and rule.is_plain and not masks and reach.window >= T:
-                o = _triangle(q, AttentionState(k, v), rule)
-                return o.transpose(1, 2), after
-            past, unused = window_keys(state, layout, reach)
-            if state is not None:
-                held = (without_unused(x, unused, reach.sinks) for x in state)
-                k, v = (torch.cat(xs, 2) for xs in zip(held, (k, v), strict=True))
-        blocks = [
-            mixed(
-                q[:, :, block.start : block.stop],
-                block.taken(k, 2),
-                block.taken(v, 2),
-                block,
-                rule,
-                layout,
-            )
-            for block in query_blocks(layout, past, T, reach)
-        ]
-        o = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
-        if layout.valid is not None:
-            o = o.masked_fill(~layout.valid[:, None, :, None], 0)
+            after, past, k, v = _with_last(state, k, v, layout, reach)
+        masks = layout.valid is not None or layout.starts is not None or past.used is not None
+        whole = past.num_past == 0 and (reach.window is None or reach.window >= T)
+        if rule.is_plain and not masks and T == 1 and reach.window is None:
+            o = one_token(q, k, v, None, rule.scale)
+        elif rule.is_plain and not masks and whole:
+            o = sdpa(q, k, v, is_causal=True, scale=rule.scale)
+        else:
+            o = _mixed_in_blocks(q, k, v, query_blocks(layout, past, T, reach), rule, layout)
     return o.transpose(1, 2), after
 
 
-def _triangle(q: Tensor, keys: AttentionState, rule: Rule) -> Tensor:
-    return sdpa(q, *keys, is_causal=True, scale=rule.scale)
+def _mixed_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Iterable[Block], rule: Rule, layout: Layout
+) -> Tensor:
+    parts = []
+    for block in blocks:
+        here = q[:, :, block.start : block.stop]
+        parts.append(mixed(here, block.taken(k, 2), block.taken(v, 2), block, rule, layout))
+    o = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    return o if layout.valid is None else o.masked_fill(~layout.valid[:, None, :, None], 0)
 
 
-def _past_keys(state: AttentionState | None, layout: Layout, dense: bool) -> Keys:
+def _with_all(
+    state: AttentionState | WindowState | None, k: Tensor, v: Tensor, layout: Layout
+) -> tuple[AttentionState, Keys, Tensor, Tensor]:
+    """The state after the call, what is known of the past, and all keys and values."""
+    assert not isinstance(state, WindowState)
+    after = appended(state, k, v, layout)
     slots = 0 if state is None else state.k.shape[2]
     place = torch.arange(slots, device=layout.positions.device)[None]
-    used = None if dense or not slots else place < layout.positions[:, :1]
-    return Keys(place, used, None, None, slots)
+    if num_past(state, layout) is None:
+        return after, Keys(place, None, None, None, slots), after.k, after.v
+    used = place < layout.positions[:, :1] if slots else None
+    if state is not None:  # slots of the state, whoever they belong to, then ours
+        k, v = torch.cat([state.k, k], 2), torch.cat([state.v, v], 2)
+    return after, Keys(place, used, None, None, slots), k, v
+
+
+def _with_last(
+    state: AttentionState | WindowState | None, k: Tensor, v: Tensor, layout: Layout, reach: Reach
+) -> tuple[WindowState, Keys, Tensor, Tensor]:
+    """The same of a window."""
+    assert not isinstance(state, AttentionState)
+    after = slid(state, k, v, layout, reach)
+    past, unused = window_keys(state, layout, reach)
+    if state is not None:
+        held = (without_unused(x, unused, reach.sinks) for x in state)
+        k, v = (torch.cat(xs, 2) for xs in zip(held, (k, v), strict=True))
+    return after, past, k, v
 
 
 def _full_rows(state: AttentionState | WindowState | None) -> Tensor | None:
