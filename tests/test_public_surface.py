@@ -80,6 +80,8 @@ PUBLIC: dict[str, list[str]] = {
         "concat_rows",
         "copy_state",
         "generate",
+        "hwfa",
+        "hwfa2",
         "pack",
         "preset",
         "rival",

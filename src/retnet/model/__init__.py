@@ -3,6 +3,7 @@
 from retnet.model.config import DecoderConfig, LayerConfig
 from retnet.model.decoder import Decoder
 from retnet.model.generation import Completion, Session, generate, stream
+from retnet.model.layouts import hwfa, hwfa2
 from retnet.model.presets import PRESETS, preset
 from retnet.model.rivals import rival
 from retnet.model.sampling import Sampling
@@ -21,6 +22,8 @@ __all__ = [
     "concat_rows",
     "copy_state",
     "generate",
+    "hwfa",
+    "hwfa2",
     "pack",
     "preset",
     "rival",
