@@ -15,7 +15,7 @@ from retnet.ops import Layout, wkv
 from retnet.ops.gate import gated
 from retnet.ops.packed_linear import Weights
 from retnet.ops.token_shift import previous, shift_mix
-from retnet.ops.wkv import WKVState
+from retnet.ops.wkv import NOTHING, WKVState, step
 from retnet.types import FormChoice
 
 
@@ -26,6 +26,14 @@ class RWKVState(NamedTuple):
     mean: Float[Tensor, "B A"]
     log_mass: Float[Tensor, "B A"]
     seen: Float[Tensor, " B"]
+
+
+class OpenedRWKV(NamedTuple):
+    """The same for single steps: of a row that has read nothing, log_mass is that of nothing."""
+
+    shift: Float[Tensor, "B _"]
+    mean: Float[Tensor, "B A"]
+    log_mass: Float[Tensor, "B A"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,7 @@ class RWKV(PreciseParameters, nn.Module):
         groups = [(name,) for name in names] if config.token_shift else [names]
         self.inward = [JointLinear(*group) for group in groups]
         self.outward = JointLinear("o_proj")
+        self._constants: tuple[Tensor | None, Tensor, Tensor] | None = None  # once packed
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
@@ -117,15 +126,31 @@ class RWKV(PreciseParameters, nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         for linear in (*self.inward, self.outward):
             linear.pack(self, weights)
+        self._constants = self._step_constants()
+
+    def open_state(self, state: RWKVState | WKVState, tokens: int) -> OpenedRWKV:  # noqa: ARG002
+        """Begin single steps; see `Steps`."""
+        *shift, mean, log_mass, seen = state
+        nothing = log_mass.where((seen > 0)[:, None], NOTHING)
+        return OpenedRWKV(*(shift or [mean[:, :0]]), mean, nothing)
+
+    def close_state(self, opened: OpenedRWKV) -> RWKVState | WKVState:
+        """The plain state again; see `Steps`."""
+        shift, mean, log_mass = opened
+        some = log_mass > 0.5 * NOTHING
+        average = WKVState(mean, log_mass.where(some, 0.0), some[:, 0].to(mean.dtype))
+        return RWKVState(shift.to(mean.dtype), *average) if self.config.token_shift else average
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        state: RWKVState | WKVState | None,
+        state: RWKVState | WKVState | OpenedRWKV | None,
         layout: Layout,
         form: FormChoice = "auto",
-    ) -> tuple[Float[Tensor, "B T D"], RWKVState | WKVState]:
+    ) -> tuple[Float[Tensor, "B T D"], RWKVState | WKVState | OpenedRWKV]:
         """Mix T tokens; see `Branch` for the contract. Without a shift the state is WKV's alone."""
+        if isinstance(state, OpenedRWKV):
+            return self._step(x, state)
         if self.config.token_shift:
             before, shift = previous(x, last_token(x, state), layout)
             mixed = shift_mix(x, before, self.mix_k, self.mix_v, self.mix_r)
@@ -142,6 +167,32 @@ class RWKV(PreciseParameters, nn.Module):
         )
         o = self.outward(self, gated(r, y, "sigmoid"))[0]
         return o, average if shift is None else RWKVState(shift, *average)
+
+    def _step(
+        self, x: Float[Tensor, "B 1 D"], opened: OpenedRWKV
+    ) -> tuple[Float[Tensor, "B 1 D"], OpenedRWKV]:
+        """One token, in as few calls as there are: in small models they are what it costs."""
+        x = x[:, 0]
+        shift, mean, log_mass = opened
+        mixes, log_decay, bonus = self._constants or self._step_constants()
+        if mixes is None:
+            k, v, r = self.inward[0](self, x)
+        else:
+            mixed = torch.lerp(shift.to(x.dtype), x, mixes).unbind()
+            k, v, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
+            shift = x
+        k, v = k.to(mean.dtype), v.to(mean.dtype)
+        y, mean, log_mass = step(k, v, log_decay, bonus, mean, log_mass)
+        o = self.outward(self, r.sigmoid() * y.to(r.dtype))[0]
+        return o[:, None], OpenedRWKV(shift, mean, log_mass)
+
+    def _step_constants(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Mixing weights as (3, 1, D), log_decay and bonus."""
+        mixes = None
+        if self.config.token_shift:
+            mixes = torch.stack((self.mix_k, self.mix_v, self.mix_r))[:, None].detach()
+        log_decay = -self.time_decay.detach().exp()
+        return mixes, log_decay, self.time_first.detach() + log_decay
 
 
 def last_token(x: Float[Tensor, "B T D"], state: Any) -> Float[Tensor, "B D"]:

@@ -65,6 +65,7 @@ class RWKVFFN(nn.Module):
         groups = [("k_proj",), ("r_proj",)] if config.token_shift else [("k_proj", "r_proj")]
         self.inward = [JointLinear(*group) for group in groups]
         self.outward = JointLinear("v_proj")
+        self._mixes: Tensor | None = None  # once packed
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:  # noqa: ARG002
@@ -89,6 +90,7 @@ class RWKVFFN(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         for linear in (*self.inward, self.outward):
             linear.pack(self, weights)
+        self._mixes = self._step_mixes() if self.config.token_shift else None
 
     def forward(
         self,
@@ -98,6 +100,8 @@ class RWKVFFN(nn.Module):
         form: FormChoice = "auto",  # noqa: ARG002  (it has one form)
     ) -> tuple[Float[Tensor, "B T D"], RWKVFFNState | None]:
         """Mix the channels of each token; see `Branch` for the contract."""
+        if self.config.token_shift and state is not None and _is_step(x, layout):
+            return self._step(x[:, 0], state)
         if self.config.token_shift:
             before, shift = previous(x, last_token(x, state), layout)
             mixed = shift_mix(x, before, self.mix_k, self.mix_r)
@@ -105,5 +109,28 @@ class RWKVFFN(nn.Module):
             state = RWKVFFNState(shift)
         else:
             k, r = self.inward[0](self, x)
-        v = self.outward(self, F.relu(k).square())[0]
+        v = self.outward(self, _squared_relu(k))[0]
         return gated(r, v, "sigmoid"), state
+
+    def _step(self, x: Tensor, state: RWKVFFNState) -> tuple[Tensor, RWKVFFNState]:
+        """One token, in as few calls as there are."""
+        mixes = self._step_mixes() if self._mixes is None else self._mixes
+        mixed = torch.lerp(state.shift.to(x.dtype), x, mixes).unbind()
+        k, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
+        v = self.outward(self, _squared_relu(k))[0]
+        return r.sigmoid().mul_(v)[:, None], RWKVFFNState(x.to(state.shift.dtype))
+
+    def _step_mixes(self) -> Tensor:
+        """Mixing weights as (2, 1, D)."""
+        return torch.stack((self.mix_k, self.mix_r))[:, None].detach()
+
+
+def _is_step(x: Tensor, layout: Layout) -> bool:
+    """Whether each row has one real token that goes on, and nobody asks for gradients."""
+    plain = layout.valid is None and layout.starts is None
+    return x.shape[1] == 1 and plain and not torch.is_grad_enabled()
+
+
+def _squared_relu(k: Tensor) -> Tensor:
+    """`relu(k)^2`; without gradients in the memory of k, which is the widest tensor of a layer."""
+    return F.relu(k).square() if torch.is_grad_enabled() else k.relu_().square_()

@@ -69,6 +69,13 @@ def test_every_form_is_the_definition(T: int, form: Form | None) -> None:
     close(wkv(k, v, d, u, form=form)[0], written_out(k, v, d, u))
 
 
+def test_there_are_never_more_blocks_than_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for T in (*range(1, 40), 1000):
+        assert 1 <= torch_backend.best_num_blocks(T, lanes=1) <= T
+        assert torch_backend.best_num_blocks(T, lanes=1 << 30) == 1
+
+
 @every_form
 def test_a_mean_stays_between_its_values_and_begins_with_the_first(form: Form | None) -> None:
     k, v, d, u = inputs(37, size=3.0)

@@ -15,7 +15,7 @@ from retnet.ops.wkv.states import (
     from_scaled_sums,
     to_scaled_sums,
 )
-from retnet.ops.wkv.torch_backend import Masks, walk
+from retnet.ops.wkv.torch_backend import Masks, step, walk
 from retnet.types import Backend, Form
 
 
@@ -133,4 +133,4 @@ def _check(
             )
 
 
-__all__ = ["WKVState", "from_scaled_sums", "to_scaled_sums", "wkv"]
+__all__ = ["NOTHING", "WKVState", "from_scaled_sums", "step", "to_scaled_sums", "wkv"]

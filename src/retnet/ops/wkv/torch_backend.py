@@ -16,8 +16,11 @@ from retnet.ops.blocks import blocks
 from retnet.ops.wkv.states import NOTHING, exact
 from retnet.types import Form
 
-LANES = 1 << 16
+LANES = 1 << 17
 """Numbers that one step works on; with fewer, calls cost more than arithmetic."""
+
+SHORT = 16
+"""Tokens below which one walk over them is the least."""
 
 
 class Masks(NamedTuple):
@@ -44,13 +47,26 @@ def walk(
     return _WKV.apply(k, v, log_decay, first, mean, log_mass, *masks, num_blocks)
 
 
+def step(
+    k: Tensor, v: Tensor, log_decay: Tensor, bonus: Tensor, mean: Tensor, log_mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token of each row, all (B, A): y, and mean and log_mass after it; without gradients.
+
+    `bonus` is time_first + log_decay.
+    """
+    odds = (log_decay - k).add_(log_mass)
+    y = torch.lerp(mean, v, (bonus - odds).sigmoid_())
+    mean = torch.lerp(mean, v, odds.neg().sigmoid_())
+    return y, mean, torch.logaddexp(odds, odds.new_zeros(())).add_(k)
+
+
 def best_num_blocks(T: int, lanes: int) -> int:
     """Few steps, none of them of too many lanes; one block is a plain walk.
 
     A step costs a call whatever it works on. n blocks take T / n steps, and n to join them, but
     visit every token twice.
     """
-    return max(1, min(round(T**0.5), LANES // lanes))
+    return max(1, min(round(2 * T**0.5), LANES // lanes)) if T >= SHORT else 1
 
 
 class _Part(NamedTuple):
@@ -211,7 +227,9 @@ def _log_masses(
     for added, mark in steps:
         torch.add(added, gain, out=scratch)
         torch.logaddexp(scratch, mark, out=gain)
-    decay, own = decays.sum(2), gain.add_(last)
+    same = decays.stride(2) == 0  # one number for all tokens
+    decay = decays[:, :, 0] * decays.shape[2] if same else decays.sum(2)
+    own = gain.add_(last)
     ends = [before]
     for own_j, decay_j in zip(own.unbind(1), decay.unbind(1), strict=True):
         ends.append(torch.logaddexp(ends[-1] + decay_j, own_j))
