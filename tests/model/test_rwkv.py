@@ -1,5 +1,6 @@
 """A decoder of RWKV's layers is RWKV-4: its logits and states, and how it begins."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from golden_files import FOLDER, golden
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
-from retnet.model import Decoder, DecoderConfig, DecoderState, LayerConfig
+from retnet.model import Decoder, DecoderConfig, DecoderState, LayerConfig, preset
 from retnet.ops.wkv import WKVState, to_scaled_sums
 from retnet.types import FormChoice
 
@@ -35,16 +36,9 @@ ENDS = {"emb": "embed_tokens", "blocks.0.ln0": "embed_norm", "ln_out": "norm", "
 
 
 def described(D: int, F: int, L: int, V: int) -> DecoderConfig:
+    """Of any size; all else is as in the presets."""
     layer = LayerConfig(mixer=RWKVConfig(), channel=RWKVFFNConfig(width=F), repeat=L)
-    return DecoderConfig(
-        d_model=D,
-        layers=(layer,),
-        vocab_size=V,
-        norm="layer",
-        norm_eps=1e-5,
-        embed_norm=True,
-        init="rwkv",
-    )
+    return replace(preset("rwkv-169m", V), d_model=D, layers=(layer,))
 
 
 def renamed(key: str) -> str:
@@ -165,3 +159,32 @@ def test_it_learns() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("169m", 1.693e8),
+        ("430m", 4.304e8),
+        ("1.5b", 1.515e9),
+        ("3b", 2.985e9),
+        ("7b", 7.393e9),
+        ("14b", 1.415e10),
+    ],
+)
+def test_presets_have_the_published_numbers_of_parameters(name: str, published: float) -> None:
+    """arXiv:2305.13048, table 2: 2 V D + 13 D^2 L + D (11 L + 4) with V = 50277."""
+    config = preset(f"rwkv-{name}", 50_277)
+    with torch.device("meta"):
+        found = Decoder(config).num_parameters()
+    D, L = config.d_model, config.num_layers
+    assert found == 2 * 50_277 * D + 13 * D**2 * L + D * (11 * L + 4)
+    assert abs(found / published - 1) < 5e-4
+
+
+def test_a_row_keeps_as_many_numbers_whatever_it_read() -> None:
+    model = Decoder(described(D=16, F=64, L=2, V=50)).eval()
+    for T in (1, 40):
+        _, state = model(torch.zeros(1, T, dtype=torch.int64))
+        kept = sum(leaf.numel() for branches in state.layers for s in branches for leaf in s)
+        assert kept == 2 * (4 * 16 + 1)

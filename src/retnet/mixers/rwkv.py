@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, wkv
 from retnet.ops.gate import gated
 from retnet.ops.packed_linear import Weights
-from retnet.ops.token_shift import previous, shift_mix
+from retnet.ops.token_shift import token_shift
 from retnet.ops.wkv import NOTHING, WKVState, step
 from retnet.types import FormChoice
 
@@ -152,8 +152,8 @@ class RWKV(PreciseParameters, nn.Module):
         if isinstance(state, OpenedRWKV):
             return self._step(x, state)
         if self.config.token_shift:
-            before, shift = previous(x, last_token(x, state), layout)
-            mixed = shift_mix(x, before, self.mix_k, self.mix_v, self.mix_r)
+            last = state.shift if isinstance(state, RWKVState) else None
+            mixed, shift = token_shift(x, last, layout, self.mix_k, self.mix_v, self.mix_r)
             k, v, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
             average = WKVState(*state[1:]) if isinstance(state, RWKVState) else None
         else:
@@ -193,14 +193,6 @@ class RWKV(PreciseParameters, nn.Module):
             mixes = torch.stack((self.mix_k, self.mix_v, self.mix_r))[:, None].detach()
         log_decay = -self.time_decay.detach().exp()
         return mixes, log_decay, self.time_first.detach() + log_decay
-
-
-def last_token(x: Float[Tensor, "B T D"], state: Any) -> Float[Tensor, "B D"]:
-    """The token that a state's first field keeps; zeros where nothing was read."""
-    if state is not None:
-        return state[0]
-    exact = torch.promote_types(x.dtype, torch.float32)
-    return x.new_zeros(len(x), x.shape[2], dtype=exact)
 
 
 def initial_mix(like: Float[Tensor, " D"], depth: Depth) -> Float[Tensor, " D"]:

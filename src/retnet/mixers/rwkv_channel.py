@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from retnet.mixers.branch import ALONE, Depth
 from retnet.mixers.projection import JointLinear
-from retnet.mixers.rwkv import draw_orthogonal, initial_mix, last_token
+from retnet.mixers.rwkv import draw_orthogonal, initial_mix
 from retnet.ops import Layout
 from retnet.ops.gate import gated
 from retnet.ops.packed_linear import Weights
-from retnet.ops.token_shift import previous, shift_mix
+from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
 
 
@@ -103,8 +103,8 @@ class RWKVFFN(nn.Module):
         if self.config.token_shift and state is not None and _is_step(x, layout):
             return self._step(x[:, 0], state)
         if self.config.token_shift:
-            before, shift = previous(x, last_token(x, state), layout)
-            mixed = shift_mix(x, before, self.mix_k, self.mix_r)
+            last = None if state is None else state.shift
+            mixed, shift = token_shift(x, last, layout, self.mix_k, self.mix_r)
             k, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
             state = RWKVFFNState(shift)
         else:

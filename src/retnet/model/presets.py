@@ -34,10 +34,21 @@ SMALL = {
     "small-125m": (896, 10, 14, 1792, 2432),
 }
 
+# name -> (d_model, layers); arXiv:2305.13048 table 2, with channel mixing of 4 D
+RWKV = {
+    "169m": (768, 12),
+    "430m": (1024, 24),
+    "1.5b": (2048, 24),
+    "3b": (2560, 32),
+    "7b": (4096, 32),
+    "14b": (5120, 40),
+}
+
 PRESETS = (
     *SMALL,
     *(f"paper-{name}" for name in PAPER),
     *(f"torchscale-{name}" for name in TORCHSCALE),
+    *(f"rwkv-{name}" for name in RWKV),
 )
 
 
@@ -46,7 +57,8 @@ def preset(name: str, vocab_size: int = 0) -> DecoderConfig:
 
     `paper-*` are as the paper trained them: LayerNorm, biases, GELU FFN of 2 D, values of 2 D,
     decays of the linspace rule. `torchscale-*` are the official code's: RMSNorm, GLU, decays of
-    the pow2 rule. `small-*` are ours, for CPUs and single GPUs.
+    the pow2 rule. `small-*` are ours, for CPUs and single GPUs. `rwkv-*` are RWKV-4 as released,
+    with vocabularies of 50,277 or 65,536 tokens.
 
     Raises:
         ValueError: there is no such preset; the message lists those there are.
@@ -58,6 +70,8 @@ def preset(name: str, vocab_size: int = 0) -> DecoderConfig:
         config = _torchscale(*TORCHSCALE[size])
     elif name in SMALL:
         config = _small(*SMALL[name])
+    elif family == "rwkv" and size in RWKV:
+        config = _rwkv(*RWKV[size])
     else:
         raise ValueError(f'no preset "{name}"; choose one of {", ".join(PRESETS)}')
     return replace(config, vocab_size=vocab_size)
@@ -107,6 +121,17 @@ def _small(
         layers=(_layer("retention", retention, "glu", {"width": glu_width}, num_layers),),
         tie_embeddings=True,
         embed_scale=True,
+    )
+
+
+def _rwkv(d_model: int, num_layers: int) -> DecoderConfig:
+    return DecoderConfig(
+        d_model=d_model,
+        layers=(_layer("rwkv", {}, "rwkv_ffn", {"width": 4 * d_model}, num_layers),),
+        norm="layer",
+        norm_eps=1e-5,
+        embed_norm=True,
+        init="rwkv",
     )
 
 

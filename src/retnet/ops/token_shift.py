@@ -8,52 +8,36 @@ from torch import Tensor
 
 from retnet.ops.blocks import blocks, is_brief
 from retnet.ops.layout import Layout
+from retnet.ops.previous import previous_tokens
 
 
-def previous(
-    h: Float[Tensor, "B T D"], last: Float[Tensor, "B D"], layout: Layout
-) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B D"]]:
-    """The token before each one, and the last of all in the dtype of `last`.
+def token_shift(
+    h: Float[Tensor, "B T D"],
+    last: Float[Tensor, "B D"] | None,
+    layout: Layout,
+    *mixes: Float[Tensor, " D"],
+) -> tuple[tuple[Float[Tensor, "B T D"], ...], Float[Tensor, "B D"]]:
+    """`m h_t + (1 - m) h_(t-1)` for each m of `mixes`, which is unbounded.
 
-    Zeros stand before the first token of a document. Padding is skipped: before a token stands
-    the real one before it.
+    Zeros stand before the first token of a document; padding is skipped.
 
     Args:
         h: tokens.
-        last: the token before the first; zeros where a row begins.
+        last: the token before the first, float32 or better; None at the start of a sequence.
         layout: of these tokens.
-    """
-    T = h.shape[1]
-    if T == 0:
-        return h, last
-    if layout.valid is None:
-        before = torch.cat((last[:, None].to(h.dtype), h[:, :-1]), 1)
-        last = h[:, -1].to(last.dtype)
-    else:
-        numbers = torch.arange(1, T + 1, device=h.device)  # 0 is `last`
-        real = (numbers * layout.valid).cummax(1).values  # B T, latest up to and with each
-        index = torch.cat((real.new_zeros(len(h), 1), real), 1)[..., None].expand(
-            -1, -1, h.shape[2]
-        )
-        all_ = torch.cat((last[:, None], h.to(last.dtype)), 1)
-        before = all_.gather(1, index[:, :-1]).to(h.dtype)
-        last = all_.gather(1, index[:, -1:])[:, 0]
-    if layout.starts is not None:
-        before = before.masked_fill(layout.starts[..., None], 0.0)
-    return before, last
+        mixes: the current token's weight in each channel.
 
-
-def shift_mix(
-    h: Float[Tensor, "B T D"], before: Float[Tensor, "B T D"], *mixes: Float[Tensor, " D"]
-) -> tuple[Float[Tensor, "B T D"], ...]:
-    """`m h + (1 - m) before` for each m of `mixes`, which is unbounded.
+    Returns:
+        A mixture for each of `mixes`, and what `last` is for the tokens after these.
 
     Source:
         Peng et al. 2023, arXiv:2305.13048, equations 11 to 13.
     """
+    carried = None if last is None else last[:, None]
+    [before], after = previous_tokens(h, 1, carried, layout=layout)
     if is_brief(h):
-        return tuple(torch.lerp(before, h, mix.to(h.dtype)) for mix in mixes)
-    return _ShiftMix.apply(h, before, *mixes)
+        return tuple(torch.lerp(before, h, mix.to(h.dtype)) for mix in mixes), after[:, 0]
+    return _ShiftMix.apply(h, before, *mixes), after[:, 0]
 
 
 class _ShiftMix(torch.autograd.Function):
