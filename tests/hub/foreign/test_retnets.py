@@ -23,8 +23,9 @@ from model.golden_mapping import FLA, SYNCDOTH, TORCHSCALE
 from model.small import close, decoder, tokens
 from retnet.hub import load_checkpoint, save_checkpoint
 from retnet.hub.foreign import convert
+from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig
-from retnet.model import Decoder, DecoderConfig, preset
+from retnet.model import Decoder, DecoderConfig, LayerConfig, preset
 
 FORMAT: dict[str, str] = {
     **dict.fromkeys(TORCHSCALE, "torchscale"),
@@ -162,6 +163,30 @@ def test_what_a_format_cannot_express_is_refused_by_name(case: str, tmp_path: Pa
     with pytest.raises(ValueError, match=f"{to} cannot express .*{message}"):
         convert(tmp_path / "ours", tmp_path / "theirs", to=to)
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "channel", "message"),
+    [
+        ("torchscale", GLUConfig(width=8, bias=True), "a gated network with biases"),
+        ("fla", GLUConfig(width=8, bias=True), "a gated network with biases"),
+        ("fla", GLUConfig(width=8, activation="gelu"), 'activation = "gelu"'),
+        ("syncdoth", GLUConfig(width=8, activation="sigmoid"), 'activation = "sigmoid"'),
+        ("syncdoth", FFNConfig(width=8, bias=False), "a network without biases"),
+        ("torchscale", FFNConfig(width=8), "channel mixer FFNConfig with bias = False"),
+    ],
+)
+def test_channel_mixers_that_a_format_has_not_are_refused(
+    to: str, channel: Any, message: str, tmp_path: Path
+) -> None:
+    mixer = RetentionConfig(num_heads=2, score_norm="none" if to == "fla" else "scaled")
+    theta = "rope" if to == "fla" else "linspace"
+    layer = LayerConfig(mixer=replace(mixer, theta=theta), channel=channel)
+    save_checkpoint(
+        tmp_path / "ours", Decoder(DecoderConfig(d_model=8, layers=(layer,), vocab_size=9))
+    )
+    with pytest.raises(ValueError, match=f"{to} cannot express .*{message}"):
+        convert(tmp_path / "ours", tmp_path / "theirs", to=to)
 
 
 def test_layers_that_differ_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def _express(config: DecoderConfig, answers: Answers) -> Translation:
         (mixer.head_norm != "rms", f'head_norm = "{mixer.head_norm}"'),
         (mixer.bias, "projections with biases"),
         (mixer.initial_state, "a learned initial state"),
+        (channel.bias, "a gated network with biases"),
         (channel.activation != "swish", f'activation = "{channel.activation}"'),
         (config.norm != "rms" or not config.norm_weight, "norms other than RMSNorm with weights"),
         (mixer.norm_eps != config.norm_eps, "head norms with an epsilon of their own"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retnet.hub.foreign.answers import Answers, Question
 from retnet.hub.foreign.common import is_tied, num_layers, refuse, uniform_branches
-from retnet.hub.foreign.rules import SAME, Paired, Rule, one
+from retnet.hub.foreign.rules import SAME, Change, Paired, Rule, one
 from retnet.hub.foreign.tensors import Source
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.retention import RetentionConfig, log_decays
@@ -155,6 +155,9 @@ def express(config: DecoderConfig, name: str) -> dict[str, Any]:
         (mixer.initial_state, "a learned initial state"),
         (not config.norm_weight, "norms without weights"),
         (config.norm == "layer" and not config.norm_bias, "LayerNorms without biases"),
+        (isinstance(channel, GLUConfig) and channel.bias, "a gated network with biases"),
+        (isinstance(channel, FFNConfig) and not channel.bias, "a network without biases"),
+        (channel.activation not in ACTIVATION.choices, f'activation = "{channel.activation}"'),
         (len(epsilons) > 1, f"norms of several epsilons ({sorted(epsilons)})"),
     )
     return {
@@ -180,9 +183,8 @@ def rules(config: DecoderConfig, prefix: str) -> tuple[Rule, ...]:
     """Which tensor is which, but for the embedding and the head."""
     found = []
 
-    def linear(ours: str, theirs: str, bias: bool, paired: bool = False) -> None:
+    def linear(ours: str, theirs: str, bias: bool, change: Change = SAME) -> None:
         for kind in ("weight", "bias")[: 1 + bias]:
-            change = Paired(mixer.num_heads, mixer.pairs, "interleaved") if paired else SAME
             found.append(one(f"{ours}.{kind}", f"{prefix}{theirs}.{kind}", change))
 
     def norm(ours: str, theirs: str, bias: bool = config.norm == "layer") -> None:
@@ -194,9 +196,11 @@ def rules(config: DecoderConfig, prefix: str) -> tuple[Rule, ...]:
         assert isinstance(mixer, RetentionConfig)
         layer, retention, ffn = (f"layers.{index}" + x for x in ("", ".branches.0", ".branches.1"))
         norm(f"{layer}.norms.0", f"{layer}.retention_layer_norm")
+        paired = Paired(mixer.num_heads, mixer.pairs, "interleaved")
         for name in "qkvg":
             theirs = f"{layer}.retention.{name}_proj"
-            linear(f"{retention}.{name}_proj", theirs, mixer.bias, paired=name in "qk")
+            change = paired if name in "qk" else SAME
+            linear(f"{retention}.{name}_proj", theirs, mixer.bias, change)
         linear(f"{retention}.o_proj", f"{layer}.retention.out_proj", mixer.bias)
         norm(f"{layer}.norms.1", f"{layer}.final_layer_norm")
         if isinstance(channel, GLUConfig):

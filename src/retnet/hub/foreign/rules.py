@@ -96,7 +96,9 @@ class Paired:
     """
 
     def __init__(self, num_heads: int, ours: PairLayout, theirs: PairLayout) -> None:
-        self.num_heads, self.ours, self.theirs = num_heads, ours, theirs
+        self.num_heads = num_heads
+        self.ours: PairLayout = ours
+        self.theirs: PairLayout = theirs
 
     def to_ours(self, *theirs: Tensor) -> tuple[Tensor, ...]:
         """See `Change`."""

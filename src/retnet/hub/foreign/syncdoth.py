@@ -48,7 +48,7 @@ def _express(config: DecoderConfig, answers: Answers) -> Translation:  # noqa: A
         (mixer.decay not in ("pow2", "linspace"), f'decay = "{mixer.decay}"'),
         (config.residual == "post", 'residual = "post"'),
         (
-            options["subln"] and channel.width != config.d_model,
+            options["subln"] and options["decoder_ffn_embed_dim"] != config.d_model,
             "inner norms of another width than d_model",
         ),
     )

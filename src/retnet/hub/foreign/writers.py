@@ -43,7 +43,7 @@ def save_safetensors(
         for name, x in tensors:
             assert Entry(tuple(x.shape), x.dtype) == entries[name], name
             file.seek(8 + len(text) + starts[name])
-            file.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            file.write(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             written.add(name)
         assert written == entries.keys()
 
