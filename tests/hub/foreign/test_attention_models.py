@@ -21,6 +21,7 @@ from transformers import (
 
 from golden_files import FOLDER, golden
 from hub.foreign.shared import golden_weights, same, save_weights
+from retnet.data import Tokenizer
 from retnet.hub import load_checkpoint, save_checkpoint
 from retnet.hub.foreign import MissingAnswers, convert
 from retnet.mixers.attention import AttentionConfig, RoPEScaling
@@ -232,7 +233,8 @@ def ours(mixer: Any = None, channel: Any = None, **changes: Any) -> Decoder:
     layer = LayerConfig(
         mixer=mixer or AttentionConfig(num_heads=2), channel=channel or GLUConfig(width=8)
     )
-    return Decoder(DecoderConfig(d_model=8, layers=(layer,), vocab_size=13, **changes)).eval()
+    changes = {"vocab_size": 13} | changes
+    return Decoder(DecoderConfig(d_model=8, layers=(layer,), **changes)).eval()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
@@ -243,6 +245,16 @@ def test_our_order_of_rotating_pairs_is_turned_into_theirs(tmp_path, kind):
     convert(tmp_path / "ours", tmp_path / "theirs", to=kind)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_texts_end_in_transformers_where_ours_do(tmp_path):
+    """Its classes would take token 2 for the end, whatever the tokenizer is."""
+    model = ours(vocab_size=257)
+    for tokenizer, ids in ((None, None), (Tokenizer.bytes(), 256)):
+        save_checkpoint(tmp_path / "ours", model, tokenizer)
+        convert(tmp_path / "ours", tmp_path / "theirs", to="llama", force=True)
+        config = LlamaConfig.from_pretrained(tmp_path / "theirs")
+        assert config.bos_token_id == config.eos_token_id == ids
 
 
 NTK = RoPEScaling(kind="ntk", factor=2.0, original_len=8)

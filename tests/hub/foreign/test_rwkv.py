@@ -232,6 +232,26 @@ def test_other_versions_and_extras_are_refused_by_name(tmp_path, name, message):
         convert(save_weights(tmp_path / "other.pth", weights), tmp_path / "ours")
 
 
+def test_tokenizer_that_models_of_a_size_have_is_named_and_kept(tmp_path):
+    weights = golden_weights("rwkv4")
+    for V, name in ((50277, "20B_tokenizer.json"), (65536, "rwkv_vocab_v20230424.txt")):
+        wide = {"emb.weight": torch.zeros(V, 40), "head.weight": torch.zeros(V, 40)}
+        file = save_weights(tmp_path / f"{V}.pth", weights | wide)
+        report = convert(file, tmp_path / f"{V}")
+        assert f"none; models of this size have {name}" in report.tokenizer
+    vocabulary = tmp_path / "world.txt"
+    lines = [f"{byte + 1} {bytes([byte])!r} 1" for byte in range(256)]
+    vocabulary.write_text("\n".join([*lines, "257 'the' 3"]))
+    convert(file, tmp_path / "world", tokenizer=str(vocabulary))
+    tokenizer = load_checkpoint(tmp_path / "world")[1]
+    assert tokenizer is not None
+    assert tokenizer.encode("the\n") == [257, 11]
+    convert(tmp_path / "world", tmp_path / "hf", to="rwkv-hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["bos_token_id"] == config["eos_token_id"] == 0
+    assert (tmp_path / "hf" / "tokenizer.json").exists()
+
+
 def test_incomplete_file_is_refused(tmp_path):
     for missing in ("emb.weight", "blocks.1.ffn.value.weight", "ln_out.bias"):
         weights = golden_weights("rwkv4")

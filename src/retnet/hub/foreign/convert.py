@@ -112,7 +112,8 @@ def convert(
     found, version = recognise(opened)
     said = Answers(answers or {}, opened.config, opened.origin)
     theirs = found.describe(opened, said)
-    kept, told = find_tokenizer(source, tokenizer, theirs.decoder.vocab_size)
+    usual = found.tokenizers.get(theirs.decoder.vocab_size, "")
+    kept, told = find_tokenizer(source, tokenizer, theirs.decoder.vocab_size, usual)
     ours = _import(opened, theirs, dtype if to == "retnet" else None)
     translation = written.express(theirs.decoder, said)
     said.refuse_unused()
@@ -213,9 +214,16 @@ def _describe_folder(
         write_description(folder, translation.decoder, dtype, tokenizer)
         return
     if translation.config:
-        write_json(folder / CONFIG, dict(translation.config))
+        write_json(folder / CONFIG, {**translation.config, **_token_ids(tokenizer)})
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """What transformers would otherwise take from its class, and stop texts there."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_ids[0]}
 
 
 def _refuse_existing(source: Path, target: Path, force: bool) -> None:

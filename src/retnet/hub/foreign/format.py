@@ -62,6 +62,7 @@ class Format:
         save: writes them.
         dtype_of: in which dtype it writes a tensor of a name, shape and wanted dtype.
         states: decode states; None if the format has none.
+        tokenizers: those that published models have, by the size of their vocabulary.
     """
 
     name: str
@@ -73,3 +74,4 @@ class Format:
     save: Writer = field(default=save_safetensors)
     dtype_of: Callable[[str, Entry], torch.dtype] = field(default=_as_wanted)
     states: States | None = None
+    tokenizers: Mapping[int, str] = field(default_factory=dict)

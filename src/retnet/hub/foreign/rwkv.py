@@ -29,6 +29,11 @@ EPS = Question("layer_norm_epsilon", float, "1e-5 (all of them)", default=1e-5)
 CONTEXT = Question("context_length", int, "1024; no limit here", default=1024)
 RESCALE = Question("rescale_every", int, "0, or 6 against overflow in float16", default=0)
 
+TOKENIZERS = {
+    50277: "20B_tokenizer.json (in BlinkDL/RWKV-LM)",
+    65536: "rwkv_vocab_v20230424.txt (in pip's package rwkv)",
+}
+
 DEEPSPEED = "_forward_module."
 PROJECTIONS = {"k": "key", "v": "value", "r": "receptance", "o": "output"}
 OF_TRANSFORMERS = (
@@ -265,6 +270,7 @@ RWKV4 = Format(
     file="model.pth",
     save=save_torch,
     states=States(rwkv_states.from_pip, rwkv_states.to_pip),
+    tokenizers=TOKENIZERS,
 )
 
 RWKV_HF = Format(
@@ -274,6 +280,7 @@ RWKV_HF = Format(
     describe=_describe_transformers,
     express=_express_transformers,
     states=States(rwkv_states.from_transformers, rwkv_states.to_transformers),
+    tokenizers=TOKENIZERS,
 )
 
 RWKV_CPP = Format(
@@ -286,4 +293,5 @@ RWKV_CPP = Format(
     save=save_rwkv_cpp,
     dtype_of=_dtype_of_rwkv_cpp,
     states=States(rwkv_states.from_rows, rwkv_states.to_rows),
+    tokenizers=TOKENIZERS,
 )

@@ -7,7 +7,9 @@ from retnet.data import Tokenizer
 BYTES = "bytes"
 
 
-def find_tokenizer(source: Path, named: str, vocab_size: int) -> tuple[Tokenizer | None, str]:
+def find_tokenizer(
+    source: Path, named: str, vocab_size: int, usual: str = ""
+) -> tuple[Tokenizer | None, str]:
     """Load the tokenizer that was named, or the source's own.
 
     Args:
@@ -15,6 +17,7 @@ def find_tokenizer(source: Path, named: str, vocab_size: int) -> tuple[Tokenizer
         named: a tokenizer.json, its folder, or "bytes" for bytes as tokens; empty for the source's
             own, beside its weights.
         vocab_size: of the model.
+        usual: what published models of this format and size have; empty if that is not known.
 
     Returns:
         The tokenizer, None if there is none, and what became of it in words.
@@ -35,8 +38,9 @@ def find_tokenizer(source: Path, named: str, vocab_size: int) -> tuple[Tokenizer
             "transformers' AutoTokenizer and give it with --tokenizer"
         )
     else:
+        which = f"models of this size have {usual}: give it" if usual else "give one"
         return None, (
-            "none; give one with --tokenizer, or use token ids: retnet generate ... --ids"
+            f"none; {which} with --tokenizer, or use token ids: retnet generate ... --ids"
         )
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
