@@ -2,11 +2,12 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from retnet.ops import Layout
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Program, Read, Vector
 from retnet.types import FormChoice
 
 
@@ -89,6 +90,62 @@ class Packs(Protocol):
 
     def pack(self, weights: Weights) -> None:
         """Keep such copies; from then on the parameters must not change."""
+        ...
+
+
+class Place(NamedTuple):
+    """Which branch of which layer."""
+
+    layer: int
+    branch: int
+
+
+class CannotCompile(ValueError):
+    """A model, or a branch of it, cannot be written as a program; the message says why."""
+
+
+class ProgramState(NamedTuple):
+    """A branch's state while a program steps it.
+
+    Attributes:
+        begin: the position of each row's first token since `leaves` were made.
+        leaves: a NamedTuple of float32 tensors, batch first, contiguous; the program writes to
+            places of them that belong to tokens not yet read.
+    """
+
+    begin: Int[Tensor, " B"]
+    leaves: Any
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """A branch whose work for one token can be written as instructions; see `retnet.ops.program`.
+
+    One that remembers nothing needs `write_step` alone.
+    """
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Append what adds the branch's output for x to the residual stream.
+
+        Raises:
+            CannotCompile: an option of this branch has no instructions.
+        """
+        ...
+
+
+@runtime_checkable
+class CompilesState(Compiles, Protocol):
+    """A `Compiles` with a state."""
+
+    def open_leaves(self, state: Any, layout: Layout) -> Any:
+        """Make leaves with room for the next PLACES tokens after a plain state.
+
+        `layout` says where the first of them stands. The state is not modified.
+        """
+        ...
+
+    def close_leaves(self, leaves: Any, used: int) -> Any:
+        """Return the plain state after so many tokens."""
         ...
 
 

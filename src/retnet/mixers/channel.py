@@ -6,11 +6,12 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, Place
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
 from retnet.ops.gate import Activation, activate, gated
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import NO_NORM, Norm, Program, Read, Vector
 from retnet.types import FormChoice
 
 
@@ -63,6 +64,14 @@ class GLU(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         self.inward.pack(self, weights)
         self.outward.pack(self, weights)
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:  # noqa: ARG002
+        """Two products; see `Compiles`."""
+        weight, bias = self.inward.joined(self)
+        width, inner = self.gate_proj.out_features, program.vector(len(weight))
+        program.linear(x, weight, bias, inner, activation=self.activation, active=(0, width))
+        product = Read(inner.cut(width, width), gate=inner.cut(0, width))
+        program.linear(product, *self.outward.joined(self), stream, add=True)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""
@@ -136,6 +145,17 @@ class FFN(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         self.inward.pack(self, weights)
         self.outward.pack(self, weights)
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:  # noqa: ARG002
+        """Two products; see `Compiles`."""
+        weight, bias = self.inward.joined(self)
+        inner, norm = program.vector(len(weight)), NO_NORM
+        if isinstance(self.inner_norm, nn.LayerNorm):
+            norm = Norm(
+                "layer", self.inner_norm.eps, self.inner_norm.weight, self.inner_norm.bias
+            )
+        program.linear(x, weight, bias, inner, activation=self.activation)
+        program.linear(Read(inner, norm), *self.outward.joined(self), stream, add=True)
 
     def flops_per_token(self, seq_len: int) -> int:  # noqa: ARG002
         """None but its linear layers'; see `Branch`."""

@@ -50,6 +50,15 @@ class JointLinear:
         Raises:
             ValueError: a layer is no plain `nn.Linear`.
         """
+        self._packed = PackedLinear(*self.joined(owner), weights)
+        self._widths = [linear.out_features for linear in self._linears(owner)]
+
+    def joined(self, owner: nn.Module) -> tuple[Float[Tensor, "N D"], Float[Tensor, " N"] | None]:
+        """The weights of all layers as one matrix, and their biases as one vector.
+
+        Raises:
+            ValueError: a layer is no plain `nn.Linear`.
+        """
         linears = self._linears(owner)
         if not _joinable(linears):
             kinds = ", ".join(sorted({type(linear).__name__ for linear in linears}))
@@ -59,8 +68,7 @@ class JointLinear:
             )
         biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
         rows: list[Tensor] = [linear.weight for linear in linears]
-        self._packed = PackedLinear(torch.cat(rows), torch.cat(biases) if biases else None, weights)
-        self._widths = [linear.out_features for linear in linears]
+        return torch.cat(rows), torch.cat(biases) if biases else None
 
     def _linears(self, owner: nn.Module) -> list[Any]:
         return [getattr(owner, name) for name in self._names]

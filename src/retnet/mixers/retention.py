@@ -10,13 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, Place
 from retnet.mixers.projection import JointLinear
+from retnet.mixers.retention_program import (
+    RetentionLeaves,
+    close_retention,
+    open_retention,
+    write_retention,
+)
 from retnet.mixers.retention_step import OpenedRetention, retention_step
 from retnet.ops import Layout, retention
 from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.norm import rms_norm
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Program, Read, Vector
 from retnet.ops.retention.buffered import empty_buffer, settle
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.retention.initial import initial_output
@@ -160,6 +167,18 @@ class Retention(nn.Module):
     def close_state(self, opened: OpenedRetention) -> RetentionState:
         """The plain state again; see `Steps`."""
         return RetentionState(settle(opened.buffer, self.log_decays))
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        write_retention(self, program, x, stream, at)
+
+    def open_leaves(self, state: RetentionState, layout: Layout) -> RetentionLeaves:
+        """Begin steps of a program; see `CompilesState`."""
+        return open_retention(self, state.S, layout)
+
+    def close_leaves(self, leaves: RetentionLeaves, used: int) -> RetentionState:
+        """The plain state again; see `CompilesState`."""
+        return RetentionState(close_retention(self, leaves, used))
 
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""

@@ -63,13 +63,13 @@ def retention_step(
     return mixer.outward(mixer, y.flatten(1))[0][:, None], OpenedRetention(buffer, cos, sin)
 
 
-def _tables(
-    mixer: "Retention", layout: Layout, batch: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """What a buffer's queries and keys are multiplied by: rotation, scale of k, 1 / c_n for q.
+def turning_tables(
+    mixer: "Retention", layout: Layout
+) -> tuple[Float[Tensor, "rows places 2 H pairs"], ...]:
+    """Cosines and sines that a buffer's queries and keys are turned by, with their factors.
 
-    Retention is linear in q, so dividing it by c_n is dividing o. Cosine and sine have the shape
-    of channels in pairs; the sine carries the sign of `(a cos - b sin, b cos + a sin)`.
+    These are the scale of k, and 1 / c_n for q: retention is linear in q, so dividing it by c_n is
+    dividing o. In float64; where nothing rotates there is one pair, with a sine of zero.
     """
     config, positions = mixer.config, layout.positions
     places = positions + torch.arange(CAPACITY, device=positions.device)  # rows places
@@ -80,16 +80,23 @@ def _tables(
         log_decay = mixer.log_decay(layout, positions.device)
         factor[:, :, 0] = squared_decay_norm(places, log_decay).rsqrt()
     if config.theta == "none":
-        cos, sin = torch.ones_like(factor[..., None]), torch.zeros_like(factor[..., None])
-        shape = (1, 1)
-    else:
-        cos, sin = rotation_tables(places, config.theta, mixer.D_k, torch.float64)
-        cos, sin = cos[:, :, None], sin[:, :, None]  # rows places 1 1 pairs
-        shape = (1, mixer.D_k // 2) if config.pairs == "half" else (mixer.D_k // 2, 1)
-    axis = -1 if config.pairs == "interleaved" else -2
-    cos = (cos * factor[..., None]).unflatten(-1, shape)
-    sin = (sin * factor[..., None]).unflatten(-1, shape)
-    sin = torch.cat((-sin, sin), axis)
+        return factor[..., None], torch.zeros_like(factor[..., None])
+    cos, sin = rotation_tables(places, config.theta, mixer.D_k, torch.float64)
+    return cos[:, :, None] * factor[..., None], sin[:, :, None] * factor[..., None]
+
+
+def _tables(
+    mixer: "Retention", layout: Layout, batch: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`turning_tables` in the shape of channels in pairs, and the sine with the sign of its term.
+
+    That is `(a cos - b sin, b cos + a sin)`.
+    """
+    cos, sin = turning_tables(mixer, layout)
+    interleaved = mixer.config.pairs == "interleaved" and mixer.config.theta != "none"
+    shape = (cos.shape[-1], 1) if interleaved else (1, cos.shape[-1])
+    cos, sin = cos.unflatten(-1, shape), sin.unflatten(-1, shape)
+    sin = torch.cat((-sin, sin), -1 if interleaved else -2)
     cos, sin = (table.to(dtype).expand(batch, *table.shape[1:]) for table in (cos, sin))
     return cos, sin
 

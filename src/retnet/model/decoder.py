@@ -1,7 +1,7 @@
 """The one decoder: embedding, residual branches, norm, head."""
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,9 @@ from retnet.model.state import DecoderState
 from retnet.ops import Layout, SequenceRanks
 from retnet.types import FormChoice
 
+if TYPE_CHECKING:
+    from retnet.model.compiled_steps import CompiledSteps
+
 
 class Decoder(nn.Module):
     """A language model of residual branches; it knows no mixer by name.
@@ -26,6 +29,7 @@ class Decoder(nn.Module):
         gradient_checkpointing: keep only each layer's input in training and compute the layer anew
             in the backward pass (Chen et al. 2016, arXiv:1604.06174): the memory of one layer's
             activations instead of all, for a third more work.
+        compiled_steps: a program for single tokens, which `pack` writes; None for none.
 
     Example:
         >>> from retnet.model import preset
@@ -35,6 +39,8 @@ class Decoder(nn.Module):
         >>> logits.shape, int(state.position)
         (torch.Size([1, 1, 300]), 4)
     """
+
+    compiled_steps: "CompiledSteps | None" = None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

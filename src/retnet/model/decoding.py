@@ -10,7 +10,7 @@ from torch import Tensor
 from retnet.model.decoder import Decoder
 from retnet.model.sampling import PLAIN, Sampling, row_generator, sample
 from retnet.model.state import DecoderState, concat_rows, select_rows
-from retnet.model.steps import close_state, open_state
+from retnet.model.steps import close_state, open_state, step
 
 ROOM = 256
 """Steps that a state is first opened for; each time after, for twice as many."""
@@ -145,8 +145,8 @@ class Decoding:
             if left <= 1:
                 state = state if left == 0 else close_state(self._model, state)
                 state, left, room = open_state(self._model, state, room), room + 1, 2 * room
-            h, state = self._model.hidden(self._unread[:, None], state)
-            logits, left = self._model.head(h[:, 0]), left - 1
+            logits, state = step(self._model, self._unread, state)
+            left -= 1
         tokens = sample(logits, self._sampling, self._generators, self._seen)
         if self._seen is not None:
             ones = torch.ones_like(tokens, dtype=self._seen.dtype)

@@ -1,15 +1,26 @@
 """States made for reading one token at a time, and weights likewise."""
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, cast
+from functools import cache
+from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from retnet.mixers.branch import Packs, Steps
+from retnet.mixers.branch import CannotCompile, Packs, Steps
+from retnet.model.compiled_steps import CompiledSteps
 from retnet.model.decoder import Decoder, Layer
 from retnet.model.state import DecoderState
 from retnet.ops.packed_linear import Weights
+
+log = logging.getLogger(__name__)
+
+Kernels = Literal["auto", "torch", "numba"]
+"""Who computes steps: PyTorch, call by call, or a program that Numba compiles; auto is the latter
+where it is installed and the model's branches can be written so."""
 
 
 def open_state(model: Decoder, state: DecoderState, tokens: int) -> DecoderState:
@@ -23,21 +34,45 @@ def open_state(model: Decoder, state: DecoderState, tokens: int) -> DecoderState
         state: plain; it is not modified.
         tokens: where a state needs room for what is to come, there will be room for so many.
     """
+    compiled = model.compiled_steps
+    if compiled is not None and compiled.opens(state):
+        return compiled.open(state)
     return _of_branches(model, state, lambda branch, own: branch.open_state(own, tokens))
 
 
 def close_state(model: Decoder, opened: DecoderState) -> DecoderState:
     """The plain state after all that was read."""
+    compiled = model.compiled_steps
+    if compiled is not None and compiled.steps(opened):
+        return compiled.close(opened)
     return _of_branches(model, opened, lambda branch, own: branch.close_state(own))
 
+def step(
+    model: Decoder, tokens: Int[Tensor, " B"], state: DecoderState
+) -> tuple[Float[Tensor, "B V"], DecoderState]:
+    """Logits after one more token of each row, and the state there.
 
-def pack(model: Decoder, weights: Weights) -> Decoder:
+    Args:
+        model: in evaluation mode.
+        tokens: of each row.
+        state: plain, or opened by `open_state`; then so is the one that is returned.
+    """
+    compiled = model.compiled_steps
+    if compiled is not None and compiled.steps(state):
+        return compiled.step(tokens, state)
+    h, state = model.hidden(tokens[:, None], state)
+    return model.head(h[:, 0]), state
+
+
+def pack(model: Decoder, weights: Weights, kernels: Kernels = "auto") -> Decoder:
     """Copy a model for fast steps on a CPU.
 
     Args:
         model: on a CPU; it is left as it is.
         weights: `float32` and `bfloat16` are the dtype of the copy, `int8` is bfloat16 with the
             products of few tokens from weights of 8 bits (one scale per output).
+        kernels: who computes steps on opened states of few rows. `numba` needs `retnet[fast]`; its
+            first step compiles for some seconds, once for a machine.
 
     Returns:
         A model in evaluation mode, for inference alone: it holds its weights twice, in the order
@@ -45,6 +80,7 @@ def pack(model: Decoder, weights: Weights) -> Decoder:
 
     Raises:
         ValueError: a branch cannot be packed, or the model is not on a CPU.
+        CannotCompile: `numba` was asked for and is missing, or a branch cannot be written so.
 
     Example:
         >>> from retnet.model import preset
@@ -58,7 +94,19 @@ def pack(model: Decoder, weights: Weights) -> Decoder:
             if isinstance(branch, Packs):
                 branch.pack(weights)
     copy.outward.pack(copy, weights)
+    if kernels != "torch":
+        try:
+            copy.compiled_steps = CompiledSteps(copy, weights)
+        except CannotCompile as why:
+            if kernels == "numba":
+                raise
+            _tell_once(f"steps are computed by PyTorch, because {why}")
     return copy
+
+
+@cache
+def _tell_once(message: str) -> None:
+    log.warning(message)
 
 
 def _of_branches(

@@ -1,0 +1,144 @@
+"""One token of a whole decoder as a program, where every branch can write its part."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from retnet.mixers.branch import CannotCompile, Compiles, CompilesState, Place, ProgramState
+from retnet.model.decoder import Decoder, Layer
+from retnet.model.state import DecoderState
+from retnet.ops import Layout
+from retnet.ops.packed_linear import Weights
+from retnet.ops.program import NO_NORM, Leaf, Norm, Program, Read
+from retnet.ops.retention.buffered import CAPACITY
+
+try:
+    from retnet.ops.program.machine import Machine
+except ModuleNotFoundError as error:
+    if error.name != "numba":
+        raise
+    Machine = None
+
+MAX_ROWS = 16
+"""Rows up to which a program is faster than PyTorch's products, which have matrix units."""
+
+
+class CompiledSteps:
+    """Steps of a model by a program that holds copies of its weights.
+
+    Args:
+        model: with plain linear layers, on a CPU; it must not change from here on.
+        weights: how they are kept.
+
+    Raises:
+        CannotCompile: Numba is missing, or something in the model has no instruction.
+    """
+
+    def __init__(self, model: Decoder, weights: Weights) -> None:
+        if Machine is None:
+            raise CannotCompile("Numba is not installed; pip install 'retnet[fast]' brings it")
+        self._branches = dict(_branches(model))
+        self._program = _written(model, self._branches, weights)
+        self._machines: dict[int, Machine] = {}
+        self._bound: dict[int, tuple[Any, ...]] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "CompiledSteps":
+        return self  # it holds a program, which never changes, and room to run it
+
+    def opens(self, state: DecoderState) -> bool:
+        """Whether a state has few enough rows."""
+        return len(state.position) <= MAX_ROWS
+
+    def steps(self, state: DecoderState) -> bool:
+        """Whether a state was opened here."""
+        return any(isinstance(own, ProgramState) for layer in state.layers for own in layer)
+
+    def open(self, state: DecoderState) -> DecoderState:
+        """Prepare a plain state for `step`."""
+        layout = Layout.of(len(state.position), 1, position=state.position)
+        layers = [list(states) for states in state.layers]
+        for (layer, branch), module in self._branches.items():
+            if isinstance(module, CompilesState):
+                leaves = module.open_leaves(layers[layer][branch], layout)
+                layers[layer][branch] = ProgramState(state.position, leaves)
+        return DecoderState(state.position, tuple(map(tuple, layers)))
+
+    def close(self, state: DecoderState) -> DecoderState:
+        """The plain state after all that was read."""
+        layers = [list(states) for states in state.layers]
+        for (layer, branch), module in self._branches.items():
+            if isinstance(module, CompilesState):
+                begin, leaves = layers[layer][branch]
+                used = int(state.position[0] - begin[0])
+                layers[layer][branch] = module.close_leaves(leaves, used)
+        return DecoderState(state.position, tuple(map(tuple, layers)))
+
+    def step(
+        self, tokens: Int[Tensor, " B"], state: DecoderState
+    ) -> tuple[Float[Tensor, "B V"], DecoderState]:
+        """Logits after one more token of each row, float32, and the state there, opened."""
+        used = int(state.position[0] - self._begin(state)[0])
+        if used == CAPACITY:
+            state, used = self.open(self.close(state)), 0
+        B = len(tokens)
+        if B not in self._machines:
+            assert Machine is not None
+            self._machines[B] = Machine(self._program, B)
+        machine = self._machines[B]
+        if self._bound.get(B) is not state.layers:
+            machine.bind({leaf: _leaf(state, leaf) for _, _, leaf in self._program.leaves})
+            self._bound[B] = state.layers
+        logits = machine.step(tokens, used)
+        return logits, DecoderState(state.position + 1, state.layers)
+
+    def _begin(self, state: DecoderState) -> Tensor:
+        return next(
+            own.begin for layer in state.layers for own in layer if isinstance(own, ProgramState)
+        )
+
+
+def _branches(model: Decoder) -> Iterator[tuple[Place, nn.Module]]:
+    for i, layer in enumerate(model.layers):
+        for j, branch in enumerate(cast(Layer, layer).branches):
+            yield Place(i, j), branch
+
+
+def _written(model: Decoder, branches: dict[Place, nn.Module], weights: Weights) -> Program:
+    """Embedding, residual branches, norm, head: `run_body` as a program."""
+    config = model.config
+    if config.residual != "pre":
+        raise CannotCompile(f'residual = "{config.residual}" has no instruction')
+    program = Program(weights)
+    stream = program.vector(config.d_model)
+    factor = math.sqrt(config.d_model) if config.embed_scale else 1.0
+    if config.embed_norm:
+        embedded = program.vector(config.d_model)
+        program.embed(model.embed_tokens.weight, factor, embedded)
+        program.copy(Read(embedded, _norm(model.embed_norm)), stream)
+    else:
+        program.embed(model.embed_tokens.weight, factor, stream)
+    for place, branch in branches.items():
+        if not isinstance(branch, Compiles):
+            raise CannotCompile(f"{type(branch).__name__} has no instructions")
+        norm = cast(Layer, model.layers[place.layer]).norms[place.branch]
+        branch.write_step(program, Read(stream, _norm(norm)), stream, place)
+    weight, bias = model.outward.joined(model)
+    program.linear(Read(stream, _norm(model.norm)), weight, bias, None)
+    return program
+
+
+def _norm(module: nn.Module) -> Norm:
+    if isinstance(module, nn.Identity):
+        return NO_NORM
+    kind = "layer" if isinstance(module, nn.LayerNorm) else "rms"
+    given: Any = module
+    return Norm(kind, given.eps, given.weight, getattr(given, "bias", None))
+
+
+def _leaf(state: DecoderState, leaf: Leaf) -> Tensor:
+    return getattr(state.layers[leaf.layer][leaf.branch].leaves, leaf.field)
+

@@ -1,0 +1,84 @@
+"""Threads that help with steps; whoever leads a step never waits for one that has not come."""
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Protocol
+
+import torch
+
+
+class Work(Protocol):
+    """Something that threads can help with."""
+
+    def help(self, helper: int) -> None:
+        """Help until there has been nothing to do for a moment."""
+        ...
+
+
+class Crew:
+    """One for the process: the threads sleep until someone has work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._wakes: list[threading.Semaphore] = []
+        self._work: weakref.ReferenceType[Work] | None = None
+        self._over = False
+
+    def grow(self, helpers: int) -> None:
+        """See that there are so many helpers."""
+        with self._lock:
+            while len(self._threads) < helpers and not self._over:
+                wake, index = threading.Semaphore(0), len(self._threads)
+                name = f"retnet helper {index}"
+                thread = threading.Thread(
+                    target=self._serve, args=(index, wake), name=name, daemon=True
+                )
+                self._threads.append(thread)
+                self._wakes.append(wake)
+                thread.start()
+
+    def call(self, work: Work, helper: int) -> None:
+        """Wake a helper for this work."""
+        self._work = weakref.ref(work)
+        self._wakes[helper].release()
+
+    def end(self) -> None:
+        """Let all threads return, before the interpreter goes."""
+        self._over = True
+        for wake in self._wakes:
+            wake.release()
+        for thread in self._threads:
+            thread.join(1.0)
+
+    def _serve(self, index: int, wake: threading.Semaphore) -> None:
+        while True:
+            wake.acquire()
+            if self._over:
+                return
+            work = None if self._work is None else self._work()
+            if work is not None:
+                work.help(index)
+            del work  # nothing keeps it alive while this thread sleeps
+
+
+def helpers() -> int:
+    """How many threads may help: one less than PyTorch uses, and than there are cores for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(0, min(torch.get_num_threads(), cores or 1) - 1)
+
+
+crew = Crew()
+"""The process's own."""
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads."""
+    crew.__init__()
+
+
+atexit.register(crew.end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,105 @@
+"""Running a program; the maths is in `kernels.py`, and this needs Numba."""
+
+import threading
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retnet.ops.program import kernels, table
+from retnet.ops.program.crew import crew, helpers
+from retnet.ops.program.program import Leaf, Program
+
+PATIENCE = 100_000
+"""Times that a helper looks for the next step before it sleeps: a few hundred microseconds."""
+
+PER_ROW = (table.EMBED, table.COPY, table.RETENTION)
+"""Instructions whose items are of one row of the batch; those of LINEAR are of all."""
+
+STRIDES = {
+    table.IN: table.IN_STRIDE,
+    table.GATE: table.GATE_STRIDE,
+    table.OUT: table.OUT_STRIDE,
+}
+
+
+class Machine:
+    """A program with memory for a batch of one size.
+
+    Args:
+        program: complete.
+        batch: rows.
+    """
+
+    def __init__(self, program: Program, batch: int) -> None:
+        assert program.output is not None
+        self._program = program
+        self._batch = batch
+        self._memory = torch.zeros(batch * program.width)
+        self._table = np.zeros((len(program.rows), table.COLUMNS), np.int64)
+        self._floats = np.zeros((len(program.rows), table.FLOATS), np.float32)
+        for index, (row, floats) in enumerate(zip(program.rows, program.floats, strict=True)):
+            for column, value in row.items():
+                self._table[index, column] = value
+            for column, number in floats.items():
+                self._floats[index, column] = number
+            if row[table.OP] in PER_ROW:
+                self._table[index, table.ITEMS] = batch * row.get(table.ITEMS, 1)
+        for index, column, vector in program.vectors:
+            self._table[index, column] = self._memory.data_ptr() + 4 * vector.start
+            self._table[index, STRIDES[column]] = program.width
+        at, self._outputs = program.output
+        self._table[at, table.OUT_STRIDE] = self._outputs
+        self._output = self._table[at, table.OUT : table.OUT + 1]
+        self._counters = np.zeros((len(program.rows) * 2, kernels.LINE), np.int64)
+        self._job = np.zeros(kernels.LINE, np.int64)
+        self._job[kernels.STEP], self._job[kernels.B] = -1, batch
+        self._helpers = helpers()
+        self._scratch = [
+            np.zeros(batch * program.scratch, np.float32) for _ in range(self._helpers + 1)
+        ]
+        self._seen = [-1] * self._helpers
+        self._lock = threading.Lock()
+        crew.grow(self._helpers)
+
+    def bind(self, leaves: dict[Leaf, Tensor]) -> None:
+        """Step on these leaves from now on; whoever calls keeps them alive.
+
+        Raises:
+            ValueError: one is not contiguous or not float32.
+        """
+        for index, column, leaf in self._program.leaves:
+            tensor = leaves[leaf]
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{leaf} is {tensor.dtype} with strides {tensor.stride()}; it must be "
+                    "contiguous and float32"
+                )
+            self._table[index, column] = tensor.data_ptr()
+
+    def step(self, tokens: Int[Tensor, " B"], place: int) -> Float[Tensor, "B N"]:
+        """The program's output for one token of each row.
+
+        Args:
+            tokens: their ids.
+            place: how many tokens the buffers hold already.
+        """
+        assert tokens.shape == (self._batch,)
+        tokens = tokens.contiguous()
+        out = torch.empty(self._batch, self._outputs)
+        with self._lock:
+            job = self._job
+            job[kernels.PLACE], job[kernels.TOKENS] = place, tokens.data_ptr()
+            self._output[0] = out.data_ptr()
+            if job[kernels.SPINS] < self._helpers:
+                for helper in range(self._helpers):
+                    crew.call(self, helper)
+            kernels.lead(self._table, self._floats, self._counters, job, self._scratch[0])
+        return out
+
+    def help(self, helper: int) -> None:
+        """Take part in steps until none has begun for a moment; for the crew."""
+        scratch = self._scratch[helper + 1]
+        arguments = self._table, self._floats, self._counters, self._job, scratch
+        self._seen[helper] = kernels.help_on(*arguments, self._seen[helper], PATIENCE)

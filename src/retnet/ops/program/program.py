@@ -1,0 +1,283 @@
+"""Writing a program: instructions that compute one token of every row of a batch."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from retnet.ops.gate import Activation
+from retnet.ops.packed_linear import Weights, quantize
+from retnet.ops.program import table
+from retnet.ops.program.table import LANES, ROWS
+
+NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER}
+ACTIVATIONS: dict[Activation | None, int] = {
+    None: 0,
+    "swish": table.SWISH,
+    "gelu": table.GELU,
+    "relu": table.RELU,
+}
+KINDS: dict[Weights, int] = {
+    "float32": table.FLOAT32,
+    "bfloat16": table.BFLOAT16,
+    "int8": table.INT8,
+}
+BLOCK = 32
+"""Outputs of an item of LINEAR: a few microseconds of reading weights."""
+
+HEAD_PARTS = 16
+"""Items that a row's heads are cut into, at most."""
+
+class Vector(NamedTuple):
+    """A vector of each row of the batch, in the program's memory.
+
+    Attributes:
+        start: where it begins.
+        width: how many numbers.
+        parts: vectors that it is the sum of; each `group` of them follows the other parts of it.
+        group: numbers that follow each other.
+    """
+
+    start: int
+    width: int
+    parts: int = 1
+    group: int = 0
+
+    def cut(self, start: int, width: int) -> "Vector":
+        """Some of its numbers."""
+        assert self.parts == 1
+        return Vector(self.start + start, width)
+
+
+class Norm(NamedTuple):
+    """How numbers are normalised.
+
+    Attributes:
+        kind: rms, layer or none.
+        eps: its epsilon.
+        weight: None for ones.
+        bias: None for zeros.
+    """
+
+    kind: str
+    eps: float
+    weight: Float[Tensor, " D"] | None = None
+    bias: Float[Tensor, " D"] | None = None
+
+
+NO_NORM = Norm("none", 0.0)
+
+
+class Read(NamedTuple):
+    """What an instruction reads: `norm(x) * gate`, the norm over x's groups if it has some."""
+
+    x: Vector
+    norm: Norm = NO_NORM
+    gate: Vector | None = None
+
+
+class Leaf(NamedTuple):
+    """A tensor of the state of a branch: its place in the decoder, and its field."""
+
+    layer: int
+    branch: int
+    field: str
+
+
+class Turns(NamedTuple):
+    """How RETENTION multiplies queries and keys.
+
+    Attributes:
+        cos: a leaf, (B, places, 2, H, pairs) or (B, places, 2, H, 1) where nothing rotates.
+        sin: likewise.
+        rotate: whether they rotate.
+        interleaved: whether neighbours are pairs, or the two halves.
+    """
+
+    cos: Leaf
+    sin: Leaf
+    rotate: bool
+    interleaved: bool
+
+
+class Program:
+    """Instructions that compute one token of every row, in the order they are written.
+
+    Each method appends one and takes the weights as they are: they must not change after.
+
+    Args:
+        weights: the kind that matrices are kept in.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.width = 0  # numbers of a row
+        self.rows: list[dict[int, int]] = []  # addresses in our own memory stand in `self.vectors`
+        self.floats: list[dict[int, float]] = []
+        self.vectors: list[tuple[int, int, Vector]] = []  # instruction, column
+        self.leaves: list[tuple[int, int, Leaf]] = []
+        self.scratch = 0  # numbers of a row that a thread needs
+        self.output: tuple[int, int] | None = None
+        self._kept: list[Tensor] = []
+
+    def vector(self, width: int, parts: int = 1, group: int | None = None) -> Vector:
+        """Memory for a vector of every row; `group` numbers follow each other in each part."""
+        start = self.width
+        self.width += -(-width * parts // LANES) * LANES
+        return Vector(start, width, parts, width if group is None else group)
+
+    def embed(self, weight: Float[Tensor, "V D"], factor: float, out: Vector) -> None:
+        """`out = factor * weight[token]`."""
+        exact = self.weights == "float32"
+        weight = self._keep(weight, torch.float32 if exact else torch.bfloat16)
+        self._add(
+            {
+                table.OP: table.EMBED,
+                table.KIND: table.FLOAT32 if exact else table.BFLOAT16,
+                table.WEIGHT: weight.data_ptr(),
+                table.OUTPUTS: out.width,
+            },
+            {table.OUT: out},
+            {table.FACTOR: factor},
+        )
+
+    def copy(self, x: Read, out: Vector) -> None:
+        """`out = x`."""
+        row, vectors, floats = self._reading(x)
+        row |= {table.OP: table.COPY, table.OUTPUTS: out.width}
+        self._add(row, vectors | {table.OUT: out}, floats)
+
+    def linear(
+        self,
+        x: Read,
+        weight: Float[Tensor, "N K"],
+        bias: Float[Tensor, " N"] | None,
+        out: Vector | None,
+        *,
+        add: bool = False,
+        activation: Activation | None = None,
+        active: tuple[int, int] | None = None,
+    ) -> None:
+        """`out = act(x W^T + b)`, or `out += ...`.
+
+        Args:
+            x: what is read.
+            weight: the matrix.
+            bias: None for none.
+            out: None for the result of the whole program, which is written elsewhere each time.
+            add: whether to add to what is there.
+            activation: of the outputs `active`; None for none.
+            active: the first of them and the one after the last; None for all.
+        """
+        N, K = weight.shape
+        row, vectors, floats = self._reading(x)
+        weight = F.pad(weight.detach().float(), (0, -K % LANES, 0, -N % ROWS))
+        scale = 0
+        if self.weights == "int8":
+            weight, scales = quantize(weight)
+            scale = self._keep(scales, torch.float32).data_ptr()
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+        begin, end = active or (0, N)
+        row |= {
+            table.OP: table.LINEAR,
+            table.ITEMS: -(-N // BLOCK),
+            table.OUTPUTS: N,
+            table.ADD: int(add),
+            table.KIND: KINDS[self.weights],
+            table.WEIGHT: self._keep(weight, dtype[self.weights]).data_ptr(),
+            table.PADDED: weight.shape[1],
+            table.SCALE: scale,
+            table.BIAS: 0 if bias is None else self._keep(bias, torch.float32).data_ptr(),
+            table.ACTIVATION: ACTIVATIONS[activation],
+            table.ACTIVE_FROM: begin,
+            table.ACTIVE_TO: end,
+            table.BLOCK: BLOCK,
+        }
+        self.scratch = max(self.scratch, weight.shape[1] + BLOCK)
+        if out is None:
+            assert self.output is None
+            self.output = len(self.rows), N
+        else:
+            vectors |= {table.OUT: out}
+        self._add(row, vectors, floats)
+
+    def retention(
+        self,
+        qkv: Vector,
+        widths: tuple[int, int, int],
+        decays: tuple[float, ...],
+        places: int,
+        leaves: tuple[Leaf, Leaf, Leaf],
+        turns: Turns,
+    ) -> Vector:
+        """One token of retention; `retnet.ops.retention.buffered` is the same in PyTorch.
+
+        Args:
+            qkv: queries, keys and values of all heads.
+            widths: H, D_k, D_v.
+            decays: natural logarithm of each head's decay per token.
+            places: tokens that the buffers of keys and values hold.
+            leaves: S, (B, H, D_k, D_v); keys, (B, H, places, D_k); values, (B, H, places, D_v).
+            turns: how queries and keys are multiplied before anything else.
+
+        Returns:
+            o, as a sum of parts, in groups of D_v.
+        """
+        H, D_k, D_v = widths
+        parts = max(1, min(HEAD_PARTS // H, D_k // 8))
+        out = self.vector(H * D_v, parts, D_v)
+        exponents = torch.arange(places + 1, dtype=torch.float64)
+        powers = (torch.tensor(decays, dtype=torch.float64)[:, None] * exponents).exp()
+        row = {
+            table.OP: table.RETENTION,
+            table.ITEMS: H * parts,
+            table.PARTS: parts,
+            table.HEADS: H,
+            table.D_K: D_k,
+            table.D_V: D_v,
+            table.PLACES: places,
+            table.TURNS: int(turns.rotate),
+            table.INTERLEAVED: int(turns.interleaved),
+            table.DECAYS: self._keep(powers, torch.float32).data_ptr(),
+        }
+        self.scratch = max(self.scratch, D_k)
+        columns = (table.S, table.KEYS, table.VALUES, table.COS, table.SIN)
+        for column, leaf in zip(columns, (*leaves, turns.cos, turns.sin), strict=True):
+            self.leaves.append((len(self.rows), column, leaf))
+        self._add(row, {table.IN: qkv, table.OUT: out}, {})
+        return out
+
+    def _reading(
+        self, read: Read
+    ) -> tuple[dict[int, int], dict[int, Vector], dict[int, float]]:
+        x, norm, gate = read
+        row = {
+            table.WIDTH: x.width,
+            table.PARTS: x.parts,
+            table.NORM: NORMS[norm.kind],
+            table.GROUP: x.group or x.width,
+        }
+        if norm.weight is not None:
+            row[table.NORM_WEIGHT] = self._keep(norm.weight, torch.float32).data_ptr()
+            row[table.NORM_WEIGHTS] = len(norm.weight)
+        if norm.bias is not None:
+            row[table.NORM_BIAS] = self._keep(norm.bias, torch.float32).data_ptr()
+        vectors = {table.IN: x}
+        if gate is not None:
+            vectors[table.GATE] = gate
+        return row, vectors, {table.EPS: norm.eps}
+
+    def _add(
+        self, row: dict[int, int], vectors: dict[int, Vector], floats: dict[int, float]
+    ) -> None:
+        self.vectors += [(len(self.rows), column, vector) for column, vector in vectors.items()]
+        self.rows.append(row)
+        self.floats.append(floats)
+
+    def _keep(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy that lives as long as the program."""
+        kept = tensor.detach().to(dtype, copy=True).contiguous()
+        self._kept.append(kept)
+        return kept

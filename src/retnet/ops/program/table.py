@@ -1,0 +1,73 @@
+"""The columns of a program's table: one row per instruction, int64 each.
+
+Addresses are bytes, strides and sizes are numbers of float32 between rows of the batch, unless said
+otherwise; 0 is no address.
+"""
+
+EMBED, COPY, LINEAR, RETENTION = range(4)
+"""Instructions: what is in OP."""
+
+RMS, LAYER = 1, 2
+"""Norms; 0 is none."""
+
+SWISH, GELU, RELU = 1, 2, 3
+"""Activations; 0 is none."""
+
+FLOAT32, BFLOAT16, INT8 = range(3)
+"""Kinds of weights."""
+
+(
+    OP,
+    ITEMS,  # parts of the instruction, any of which any thread may do
+    # what COPY and LINEAR read: norm(sum of parts) * gate
+    IN,
+    IN_STRIDE,
+    WIDTH,  # numbers of a row
+    PARTS,  # rows that are added up; they follow each other
+    NORM,
+    GROUP,  # numbers that are normalised together
+    NORM_WEIGHT,  # GROUP or WIDTH of them
+    NORM_WEIGHTS,  # how many
+    NORM_BIAS,  # as many
+    GATE,
+    GATE_STRIDE,
+    # what all write
+    OUT,
+    OUT_STRIDE,
+    OUTPUTS,  # of a row
+    ADD,  # whether to what is there
+    # EMBED and LINEAR
+    KIND,
+    WEIGHT,
+    PADDED,  # weights of an output; those after WIDTH are zeros
+    SCALE,  # of INT8, one for each output
+    BIAS,
+    ACTIVATION,
+    ACTIVE_FROM,  # the outputs that it is applied to
+    ACTIVE_TO,
+    BLOCK,  # outputs of an item
+    # RETENTION; IN is q, k, v
+    HEADS,
+    D_K,
+    D_V,
+    INTERLEAVED,
+    COS,  # batch, place, q or k, head, pair
+    SIN,
+    TURNS,  # whether q and k rotate: sines and pairs, or factors alone
+    DECAYS,  # head, exponent from 0 to the number of places
+    PLACES,
+    S,
+    KEYS,
+    VALUES,
+    COLUMNS,
+) = range(39)
+
+EPS, FACTOR = range(2)
+"""Columns of the second table, float32: of the norm, of EMBED."""
+FLOATS = 2
+
+LANES = 16
+"""Numbers of a vector: what the longest registers of today hold; compilers split it for others."""
+
+ROWS = 4
+"""Weight rows of a dot product of one or two vectors: as many sums as hide an addition's time."""
