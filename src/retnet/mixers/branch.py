@@ -104,6 +104,10 @@ class CannotCompile(ValueError):
     """A model, or a branch of it, cannot be written as a program; the message says why."""
 
 
+ROOM = 16
+"""Tokens that leaves have room for."""
+
+
 class ProgramState(NamedTuple):
     """A branch's state while a program steps it.
 
@@ -138,9 +142,17 @@ class CompilesState(Compiles, Protocol):
     """A `Compiles` with a state."""
 
     def open_leaves(self, state: Any, layout: Layout) -> Any:
-        """Make leaves with room for the next PLACES tokens after a plain state.
+        """Make leaves with room for the next ROOM tokens after a plain state.
 
         `layout` says where the first of them stands. The state is not modified.
+        """
+        ...
+
+    def next_leaves(self, leaves: Any, layout: Layout) -> Any:
+        """Make leaves for the tokens after these.
+
+        The program writes the state to them when it reads the last token that `leaves` has room
+        for; `layout` says where the token after it stands.
         """
         ...
 

@@ -15,6 +15,7 @@ from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention_program import (
     RetentionLeaves,
     close_retention,
+    next_retention,
     open_retention,
     write_retention,
 )
@@ -175,6 +176,10 @@ class Retention(nn.Module):
     def open_leaves(self, state: RetentionState, layout: Layout) -> RetentionLeaves:
         """Begin steps of a program; see `CompilesState`."""
         return open_retention(self, state.S, layout)
+
+    def next_leaves(self, leaves: RetentionLeaves, layout: Layout) -> RetentionLeaves:
+        """Room for the tokens after these; see `CompilesState`."""
+        return next_retention(self, leaves, layout)
 
     def close_leaves(self, leaves: RetentionLeaves, used: int) -> RetentionState:
         """The plain state again; see `CompilesState`."""

@@ -6,22 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retnet.mixers.branch import CannotCompile, Place
+from retnet.mixers.branch import ROOM, CannotCompile, Place
 from retnet.mixers.retention_step import turning_tables
 from retnet.ops import Layout
-from retnet.ops.program import Leaf, Norm, Program, Read, Turns, Vector
-from retnet.ops.retention.buffered import CAPACITY, Buffer, settle
+from retnet.ops.program import Leaf, Norm, Program, Read, Turns, Vector, tiled, untiled
+from retnet.ops.retention.buffered import Buffer, settle
 
 if TYPE_CHECKING:
     from retnet.mixers.retention import Retention
 
 
 class RetentionLeaves(NamedTuple):
-    """A state, room for the tokens since it was written, and what turns their queries and keys."""
+    """A state, room for the tokens since it was written, and what turns their queries and keys.
 
-    S: Float[Tensor, "B H D_k D_v"]
-    k: Float[Tensor, "B H places D_k"]
-    v: Float[Tensor, "B H places D_v"]
+    Widths are padded with zeros to whole tiles.
+    """
+
+    S: Float[Tensor, "B H tiles pieces rows lanes"]
+    k: Float[Tensor, "B H places padded_k"]
+    v: Float[Tensor, "B H places padded_v"]
     cos: Float[Tensor, "B places 2 H pairs"]
     sin: Float[Tensor, "B places 2 H pairs"]
 
@@ -50,11 +53,11 @@ def write_retention(
         inward.cut(0, before_gate),
         (H, mixer.D_k, mixer.D_v),
         mixer.log_decays,
-        CAPACITY,
+        ROOM,
         (leaf["S"], leaf["k"], leaf["v"]),
         Turns(leaf["cos"], leaf["sin"], config.theta != "none", config.pairs == "interleaved"),
     )
-    norm = Norm(config.head_norm, config.norm_eps, mixer.head_norm_weight)
+    norm = Norm(config.head_norm, config.norm_eps, mixer.head_norm_weight, groups=H)
     gate = inward.cut(before_gate, values) if config.gate else None
     weight, bias = mixer.outward.joined(mixer)
     program.linear(Read(o, norm, gate), weight, bias, stream, add=True)
@@ -64,21 +67,32 @@ def open_retention(
     mixer: "Retention", S: Float[Tensor, "B H D_k D_v"], layout: Layout
 ) -> RetentionLeaves:
     """Leaves without a token since S."""
-    B, H, D_k, D_v = S.shape
-    S = S.float().contiguous()
-    cos, sin = layout.shared(
-        ("retention_program", mixer.config, mixer.D_k), lambda: _tables(mixer, layout, B)
-    )
-    k, v = (torch.empty(B, H, CAPACITY, D) for D in (D_k, D_v))
-    return RetentionLeaves(S, k, v, cos, sin)
+    return _around(mixer, tiled(S.float().mT), layout)
+
+
+def next_retention(
+    mixer: "Retention", leaves: RetentionLeaves, layout: Layout
+) -> RetentionLeaves:
+    """Leaves for the tokens after these, into whose S the program will write."""
+    return _around(mixer, torch.empty_like(leaves.S), layout)
 
 
 def close_retention(
     mixer: "Retention", leaves: RetentionLeaves, used: int
 ) -> Float[Tensor, "B H D_k D_v"]:
     """S after the first `used` tokens."""
-    buffer = Buffer(leaves.S, leaves.k[:, :, :used], leaves.v[:, :, :used])
-    return settle(buffer, mixer.log_decays)
+    S = untiled(leaves.S, mixer.D_v, mixer.D_k).mT.contiguous()
+    k, v = leaves.k[:, :, :used, : mixer.D_k], leaves.v[:, :, :used, : mixer.D_v]
+    return settle(Buffer(S, k, v), mixer.log_decays)
+
+
+def _around(mixer: "Retention", S: Tensor, layout: Layout) -> RetentionLeaves:
+    B, H, tiles, pieces, rows, lanes = S.shape
+    cos, sin = layout.shared(
+        ("retention_program", mixer.config, mixer.D_k), lambda: _tables(mixer, layout, B)
+    )
+    k, v = (S.new_empty(B, H, ROOM, width) for width in (pieces * lanes, tiles * rows))
+    return RetentionLeaves(S, k, v, cos, sin)
 
 
 def _tables(mixer: "Retention", layout: Layout, batch: int) -> tuple[Tensor, ...]:

@@ -8,13 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from retnet.mixers.branch import CannotCompile, Compiles, CompilesState, Place, ProgramState
+from retnet.mixers.branch import (
+    ROOM,
+    CannotCompile,
+    Compiles,
+    CompilesState,
+    Place,
+    ProgramState,
+)
 from retnet.model.decoder import Decoder, Layer
 from retnet.model.state import DecoderState
 from retnet.ops import Layout
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import NO_NORM, Leaf, Norm, Program, Read
-from retnet.ops.retention.buffered import CAPACITY
 
 try:
     from retnet.ops.program.machine import Machine
@@ -41,64 +47,88 @@ class CompiledSteps:
     def __init__(self, model: Decoder, weights: Weights) -> None:
         if Machine is None:
             raise CannotCompile("Numba is not installed; pip install 'retnet[fast]' brings it")
-        self._branches = dict(_branches(model))
-        self._program = _written(model, self._branches, weights)
+        branches = dict(_branches(model))
+        self._program = _written(model, branches, weights)
+        self._stateful = {
+            place: module for place, module in branches.items() if isinstance(module, CompilesState)
+        }
+        if not self._stateful:
+            raise CannotCompile("no branch has a state")
+        self._first = next(iter(self._stateful))
         self._machines: dict[int, Machine] = {}
         self._bound: dict[int, tuple[Any, ...]] = {}
+        self._newest: dict[int, tuple[DecoderState, int]] = {}
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CompiledSteps":
         return self  # it holds a program, which never changes, and room to run it
 
     def opens(self, state: DecoderState) -> bool:
-        """Whether a state has few enough rows."""
+        """Whether a plain state has few enough rows."""
         return len(state.position) <= MAX_ROWS
 
     def steps(self, state: DecoderState) -> bool:
         """Whether a state was opened here."""
-        return any(isinstance(own, ProgramState) for layer in state.layers for own in layer)
+        layer, branch = self._first
+        return isinstance(state.layers[layer][branch], ProgramState)
 
     def open(self, state: DecoderState) -> DecoderState:
         """Prepare a plain state for `step`."""
         layout = Layout.of(len(state.position), 1, position=state.position)
         layers = [list(states) for states in state.layers]
-        for (layer, branch), module in self._branches.items():
-            if isinstance(module, CompilesState):
-                leaves = module.open_leaves(layers[layer][branch], layout)
-                layers[layer][branch] = ProgramState(state.position, leaves)
+        for (layer, branch), module in self._stateful.items():
+            leaves = module.open_leaves(layers[layer][branch], layout)
+            layers[layer][branch] = ProgramState(state.position, leaves)
         return DecoderState(state.position, tuple(map(tuple, layers)))
 
     def close(self, state: DecoderState) -> DecoderState:
         """The plain state after all that was read."""
         layers = [list(states) for states in state.layers]
-        for (layer, branch), module in self._branches.items():
-            if isinstance(module, CompilesState):
-                begin, leaves = layers[layer][branch]
-                used = int(state.position[0] - begin[0])
-                layers[layer][branch] = module.close_leaves(leaves, used)
+        used = self._used(state)
+        for (layer, branch), module in self._stateful.items():
+            leaves = layers[layer][branch].leaves
+            layers[layer][branch] = module.close_leaves(leaves, used)
         return DecoderState(state.position, tuple(map(tuple, layers)))
 
     def step(
         self, tokens: Int[Tensor, " B"], state: DecoderState
     ) -> tuple[Float[Tensor, "B V"], DecoderState]:
         """Logits after one more token of each row, float32, and the state there, opened."""
-        used = int(state.position[0] - self._begin(state)[0])
-        if used == CAPACITY:
-            state, used = self.open(self.close(state)), 0
         B = len(tokens)
-        if B not in self._machines:
-            assert Machine is not None
-            self._machines[B] = Machine(self._program, B)
-        machine = self._machines[B]
+        newest, used = self._newest.get(B, (None, 0))
+        if state is not newest:
+            used = self._used(state)
+        machine = self._machine(B)
         if self._bound.get(B) is not state.layers:
             machine.bind({leaf: _leaf(state, leaf) for _, _, leaf in self._program.leaves})
             self._bound[B] = state.layers
+        after, used_after = DecoderState(state.position + 1, state.layers), used + 1
+        if used_after == ROOM:
+            after, used_after = self._next(after), 0
+            leaves = self._program.next_leaves
+            machine.bind_next({leaf: _leaf(after, leaf) for _, _, leaf in leaves})
         logits = machine.step(tokens, used)
-        return logits, DecoderState(state.position + 1, state.layers)
+        self._newest[B] = after, used_after
+        return logits, after
 
-    def _begin(self, state: DecoderState) -> Tensor:
-        return next(
-            own.begin for layer in state.layers for own in layer if isinstance(own, ProgramState)
-        )
+    def _machine(self, batch: int) -> Machine:
+        if batch not in self._machines:
+            assert Machine is not None
+            self._machines[batch] = Machine(self._program, batch)
+        return self._machines[batch]
+
+    def _next(self, state: DecoderState) -> DecoderState:
+        """Leaves for the tokens after a place where those there are will be full."""
+        layout = Layout.of(len(state.position), 1, position=state.position)
+        layers = [list(states) for states in state.layers]
+        for (layer, branch), module in self._stateful.items():
+            leaves = module.next_leaves(layers[layer][branch].leaves, layout)
+            layers[layer][branch] = ProgramState(state.position, leaves)
+        return DecoderState(state.position, tuple(map(tuple, layers)))
+
+    def _used(self, state: DecoderState) -> int:
+        """Tokens in the leaves of an opened state."""
+        layer, branch = self._first
+        return int(state.position[0] - state.layers[layer][branch].begin[0])
 
 
 def _branches(model: Decoder) -> Iterator[tuple[Place, nn.Module]]:

@@ -1,5 +1,15 @@
 """A step of a whole model in one compiled call (README.md); running one needs Numba."""
 
-from retnet.ops.program.program import NO_NORM, Leaf, Norm, Program, Read, Turns, Vector
+from retnet.ops.program.program import (
+    NO_NORM,
+    Leaf,
+    Norm,
+    Program,
+    Read,
+    Turns,
+    Vector,
+    tiled,
+    untiled,
+)
 
-__all__ = ["NO_NORM", "Leaf", "Norm", "Program", "Read", "Turns", "Vector"]
+__all__ = ["NO_NORM", "Leaf", "Norm", "Program", "Read", "Turns", "Vector", "tiled", "untiled"]

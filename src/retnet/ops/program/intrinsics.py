@@ -11,7 +11,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from retnet.ops.program.table import LANES
+from retnet.ops.program.table import LANES, ROWS
+
+AHEAD = 1024
+"""Bytes."""
 
 _i64, _f32 = ir.IntType(64), ir.FloatType()
 _floats = ir.VectorType(_f32, LANES)
@@ -91,10 +94,13 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
     with each of `vectors` float32 vectors: `out[vector * out_stride + row]`. K is a multiple of
     LANES; strides are numbers. Every sum is made in the same order, whatever the tile.
 
+    The weights lie in tiles of ROWS rows: LANES numbers of each in turn, then the next of each.
+    So one stream of memory is read, and what is AHEAD in it is fetched meanwhile.
+
     Args:
         kind: float32, bfloat16 or int8.
-        rows: weight rows of a tile.
-        vectors: x of a tile.
+        rows: weight rows that are multiplied, of a tile's ROWS; `weight` is where the first begins.
+        vectors: how many x.
     """
     element, size = {
         "float32": (_f32, 4),
@@ -110,6 +116,13 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
             upper = builder.shl(builder.zext(w, _words), ir.Constant(_words, [16] * LANES))
             return builder.bitcast(upper, _floats)
         return w
+
+    def fetch(builder: Any, address: Any) -> None:
+        i32, place = ir.IntType(32), builder.inttoptr(address, cgutils.voidptr_t)
+        kinds = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0")
+        # to read data, into the nearest cache; past the others (0, 0, 1) it takes twice the time
+        builder.call(prefetch, [place, *(ir.Constant(i32, n) for n in (0, 3, 1))])
 
     def at(builder: Any, base: Any, index: Any, bytes_each: int, of: Any) -> Any:
         place = builder.add(base, builder.mul(index, ir.Constant(_i64, bytes_each)))
@@ -138,8 +151,14 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
                 for v in range(vectors):
                     index = builder.add(k, builder.mul(x_stride, ir.Constant(_i64, v)))
                     several.append(builder.load(at(builder, x, index, 4, _floats), align=4))
+                line = builder.mul(k, ir.Constant(_i64, ROWS * size))
+                for start in range(0, rows * LANES * size, 64):
+                    ahead = builder.add(line, ir.Constant(_i64, start + AHEAD))
+                    fetch(builder, builder.add(weight, ahead))
                 for r in range(rows):
-                    index = builder.add(k, builder.mul(K, ir.Constant(_i64, r)))
+                    index = builder.add(
+                        builder.mul(k, ir.Constant(_i64, ROWS)), ir.Constant(_i64, r * LANES)
+                    )
                     w = builder.load(at(builder, weight, index, size, weights), align=size)
                     w = widen(builder, w)
                     for v in range(vectors):
@@ -159,3 +178,56 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
         return types.void(*[types.intp] * 6), generate
 
     return dots
+
+
+@intrinsic
+def fold(  # noqa: PLR0913
+    _typing: Any, old: Any, new: Any, keys: Any, weights: Any, pieces: Any, places: Any
+) -> Any:
+    """Write `new = decay * old + sum over m of weight_m k_m` for a tile of ROWS rows of S^T.
+
+    Args:
+        old: a tile of `pieces` times ROWS times LANES numbers.
+        new: likewise.
+        keys: `places` rows of `pieces` times LANES numbers.
+        weights: of each key ROWS numbers, and then the decay.
+        pieces: of a row.
+        places: how many keys.
+    """
+
+    def at(builder: Any, base: Any, index: Any, of: Any) -> Any:
+        place = builder.add(base, builder.mul(index, ir.Constant(_i64, 4)))
+        return builder.inttoptr(place, of.as_pointer())
+
+    def spread(builder: Any, base: Any, index: Any) -> Any:
+        number = builder.load(at(builder, base, index, _f32), align=4)
+        one = builder.insert_element(ir.Constant(_floats, ir.Undefined), number, ir.IntType(32)(0))
+        return builder.shuffle_vector(one, one, ir.Constant(_words, [0] * LANES))
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        old, new, keys, weights, pieces, places = args
+        fma = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_floats, [_floats] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        sums = [cgutils.alloca_once(builder, _floats) for _ in range(ROWS)]
+        decay = spread(builder, weights, builder.mul(places, ir.Constant(_i64, ROWS)))
+        with cgutils.for_range(builder, pieces) as piece:
+            tile = builder.mul(piece.index, ir.Constant(_i64, ROWS * LANES))
+            places_of = [builder.add(tile, ir.Constant(_i64, r * LANES)) for r in range(ROWS)]
+            for r in range(ROWS):
+                row = builder.load(at(builder, old, places_of[r], _floats), align=4)
+                builder.store(builder.fmul(row, decay), sums[r])
+            with cgutils.for_range(builder, places) as m:
+                start = builder.mul(m.index, builder.mul(pieces, ir.Constant(_i64, LANES)))
+                lane = builder.add(start, builder.mul(piece.index, ir.Constant(_i64, LANES)))
+                key = builder.load(at(builder, keys, lane, _floats), align=4)
+                weight = builder.mul(m.index, ir.Constant(_i64, ROWS))
+                for r in range(ROWS):
+                    by = spread(builder, weights, builder.add(weight, ir.Constant(_i64, r)))
+                    builder.store(builder.call(fma, [by, key, builder.load(sums[r])]), sums[r])
+            for r in range(ROWS):
+                place = at(builder, new, places_of[r], _floats)
+                builder.store(builder.load(sums[r]), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 6), generate

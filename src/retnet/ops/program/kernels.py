@@ -18,6 +18,7 @@ from retnet.ops.program.intrinsics import (
     as_float,
     dots_of,
     exchange_if,
+    fold,
     load_acquire,
     pointer,
     store_release,
@@ -51,6 +52,7 @@ from retnet.ops.program.table import (
     ITEMS,
     KEYS,
     KIND,
+    LANES,
     LINEAR,
     NORM,
     NORM_BIAS,
@@ -70,6 +72,7 @@ from retnet.ops.program.table import (
     SIN,
     SWISH,
     TURNS,
+    S_NEXT,
     VALUES,
     WEIGHT,
     WIDTH,
@@ -168,25 +171,16 @@ def normalize(y, norm, eps, weight, bias):
 
 @kernel
 def read(row, eps, b, y):
-    """What COPY and LINEAR read of batch row b, into y: norm(sum of parts) * gate."""
-    width, parts = row[WIDTH], row[PARTS]
-    group = row[GROUP]
-    given = floats(row[IN] + 4 * b * row[IN_STRIDE], parts * width)
-    # the parts of a group follow each other
-    for start in range(0, width, group):
-        out, first = y[start : start + group], parts * start
-        for i in range(group):
-            out[i] = given[first + i]
-        for part in range(1, parts):
-            more = given[first + part * group : first + (part + 1) * group]
-            for i in range(group):
-                out[i] += more[i]
-        if row[NORM]:
-            known = row[NORM_WEIGHTS]
-            weights = floats(row[NORM_WEIGHT], known)
-            biases = floats(row[NORM_BIAS], known if row[NORM_BIAS] else 0)
-            at = start % known if known else 0
-            normalize(out, row[NORM], eps, weights[at : at + group], biases[at : at + group])
+    """What COPY and LINEAR read of batch row b, into y: norm(x) * gate."""
+    width, group, known = row[WIDTH], row[GROUP], row[NORM_WEIGHTS]
+    x = floats(row[IN] + 4 * b * row[IN_STRIDE], width)
+    for i in range(width):
+        y[i] = x[i]
+    if row[NORM]:
+        weights = floats(row[NORM_WEIGHT], known)
+        biases = floats(row[NORM_BIAS], known if row[NORM_BIAS] else 0)
+        for start in range(0, width, group):
+            normalize(y[start : start + group], row[NORM], eps, weights, biases)
     if row[GATE]:
         gate = floats(row[GATE] + 4 * b * row[GATE_STRIDE], width)
         for i in range(width):
@@ -207,7 +201,7 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
             _i4(weight, x, out, K, x_stride, out_stride)
         else:
             _i8(weight, x, out, K, x_stride, out_stride)
-            _i8(weight + 2 * K, x, out + 8, K, x_stride, out_stride)
+            _i8(weight + 32, x, out + 8, K, x_stride, out_stride)
     elif kind == BFLOAT16:
         if vectors == 1:
             _b1(weight, x, out, K, x_stride, out_stride)
@@ -217,7 +211,7 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
             _b4(weight, x, out, K, x_stride, out_stride)
         else:
             _b8(weight, x, out, K, x_stride, out_stride)
-            _b8(weight + 4 * K, x, out + 8, K, x_stride, out_stride)
+            _b8(weight + 64, x, out + 8, K, x_stride, out_stride)
     elif vectors == 1:
         _f1(weight, x, out, K, x_stride, out_stride)
     elif vectors == 2:
@@ -226,7 +220,7 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
         _f4(weight, x, out, K, x_stride, out_stride)
     else:
         _f8(weight, x, out, K, x_stride, out_stride)
-        _f8(weight + 8 * K, x, out + 8, K, x_stride, out_stride)
+        _f8(weight + 128, x, out + 8, K, x_stride, out_stride)
 
 
 @kernel
@@ -310,51 +304,82 @@ def turn(row, b, h, place, which, x, out):
 
 @kernel
 def retention(row, item, place, scratch):
-    """RETENTION: a head of a row and a part of D_K; the buffer goes with the first part.
+    """RETENTION: a part of D_v of a head of a row.
 
-    o = sum over j <= place of decay^(place - j) (q k_j) v_j + decay^(place + 1) q S, for
-    q and k turned and the k and v of this token put in the buffer.
+    o = sum over m <= place of decay^(place - m) (q k_m) v_m + decay^(place + 1) q S, for q and k
+    turned and the k and v of this token put in the buffer.
     """
     heads, d_k, d_v, parts, places = row[HEADS], row[D_K], row[D_V], row[PARTS], row[PLACES]
+    padded, v_stride = padded_to(d_k, LANES), padded_to(d_v, ROWS)
     part, head = item % parts, item // parts
     b, h = head // heads, head % heads
+    tiles = v_stride // ROWS
+    begin, end = part * tiles // parts * ROWS, (part + 1) * tiles // parts * ROWS
     given = floats(row[IN] + 4 * b * row[IN_STRIDE], heads * (2 * d_k + d_v))
-    q = scratch[:d_k]
-    turn(row, b, h, place, 0, given[h * d_k : (h + 1) * d_k], q)
     powers = floats(row[DECAYS] + 4 * h * (places + 1), places + 1)
-    out = floats(row[OUT] + 4 * (b * row[OUT_STRIDE] + (h * parts + part) * d_v), d_v)
-    for j in range(d_v):
-        out[j] = f4(0.0)
+    keys = floats(row[KEYS] + 4 * head * places * padded, places * padded)
+    values = floats(row[VALUES] + 4 * head * places * v_stride, places * v_stride)
+    # the other parts have no time to wait for the one that writes k, so all make it
+    q, k = scratch[:padded], scratch[padded : 2 * padded]
+    q[d_k:], k[d_k:] = f4(0.0), f4(0.0)
+    turn(row, b, h, place, 0, given[h * d_k : (h + 1) * d_k], q)
+    turn(row, b, h, place, 1, given[(heads + h) * d_k : (heads + h + 1) * d_k], k)
     if part == 0:
-        keys = floats(row[KEYS] + 4 * head * places * d_k, places * d_k)
-        values = floats(row[VALUES] + 4 * head * places * d_v, places * d_v)
-        k_start, v_start = heads * d_k + h * d_k, 2 * heads * d_k + h * d_v
-        k = keys[place * d_k : (place + 1) * d_k]
-        turn(row, b, h, place, 1, given[k_start : k_start + d_k], k)
-        values[place * d_v : (place + 1) * d_v] = given[v_start : v_start + d_v]
-        for m in range(place + 1):
-            score, k = f4(0.0), keys[m * d_k : (m + 1) * d_k]
-            for i in range(d_k):
-                score += q[i] * k[i]
-            score *= powers[place - m]
-            v = values[m * d_v : (m + 1) * d_v]
-            for j in range(d_v):
-                out[j] += score * v[j]
-    begin, end = part * d_k // parts, (part + 1) * d_k // parts
-    state = carray(pointer(row[S] + 4 * head * d_k * d_v), (d_k, d_v), np.float32)
-    decay = powers[place + 1]
-    i = begin
-    while i + 4 <= end:
-        q0, q1, q2, q3 = decay * q[i], decay * q[i + 1], decay * q[i + 2], decay * q[i + 3]
-        s0, s1, s2, s3 = state[i], state[i + 1], state[i + 2], state[i + 3]
-        for j in range(d_v):
-            out[j] += q0 * s0[j] + q1 * s1[j] + q2 * s2[j] + q3 * s3[j]
-        i += 4
-    while i < end:
-        q0, s0 = decay * q[i], state[i]
-        for j in range(d_v):
-            out[j] += q0 * s0[j]
-        i += 1
+        keys[place * padded : (place + 1) * padded] = k
+    v = given[2 * heads * d_k + h * d_v : 2 * heads * d_k + (h + 1) * d_v]
+    for j in range(begin, end):
+        values[place * v_stride + j] = v[j] if j < d_v else f4(0.0)
+    y = scratch[2 * padded : 2 * padded + end - begin]
+    scores = scratch[2 * padded + v_stride :]
+    for m in range(place + 1):
+        past, score = (k if m == place else keys[m * padded : (m + 1) * padded]), f4(0.0)
+        for i in range(padded):
+            score += q[i] * past[i]
+        scores[m] = score * powers[place - m]
+    for i in range(padded):
+        q[i] *= powers[place + 1]
+    state = row[S] + 4 * padded * (head * v_stride + begin)
+    for j in range(0, end - begin, ROWS):
+        out = y.ctypes.data + 4 * j
+        _f1(state + 4 * j * padded, q.ctypes.data, out, padded, padded, ROWS)
+    for m in range(place + 1):
+        score, past = scores[m], values[m * v_stride + begin : m * v_stride + end]
+        for j in range(end - begin):
+            y[j] += score * past[j]
+    o = floats(row[OUT] + 4 * (b * row[OUT_STRIDE] + h * d_v), d_v)
+    for j in range(begin, min(end, d_v)):
+        o[j] = y[j - begin]
+    if place == places - 1:
+        after = row[S_NEXT] + 4 * padded * (head * v_stride + begin)
+        all_keys = scratch[2 * padded + v_stride + places :]
+        all_keys[: place * padded] = keys[: place * padded]
+        all_keys[place * padded : places * padded] = k
+        past = values.reshape((places, v_stride))[:, begin:end]
+        settle(row, powers, state, after, all_keys, past, all_keys[places * padded :])
+
+
+@kernel
+def settle(row, powers, old, new, keys, values, scratch):
+    """S^T = decay^places S^T + sum of decay^(places - 1 - m) v_m k_m^T, for some rows of D_v.
+
+    values: places, rows; their width is what lies between them.
+    """
+    places, padded = row[PLACES], padded_to(row[D_K], LANES)
+    weights = scratch[: (places + 1) * ROWS]
+    weights[places * ROWS] = powers[places]
+    for j in range(0, values.shape[1], ROWS):
+        for m in range(places):
+            for r in range(ROWS):
+                weights[m * ROWS + r] = powers[places - 1 - m] * values[m, j + r]
+        skip = 4 * j * padded
+        address = weights.ctypes.data
+        fold(old + skip, new + skip, keys.ctypes.data, address, padded // LANES, places)
+
+
+@kernel
+def padded_to(size, multiple):
+    """The next multiple."""
+    return (size + multiple - 1) // multiple * multiple
 
 
 @kernel

@@ -11,8 +11,8 @@ from retnet.ops.program import kernels, table
 from retnet.ops.program.crew import crew, helpers
 from retnet.ops.program.program import Leaf, Program
 
-PATIENCE = 100_000
-"""Times that a helper looks for the next step before it sleeps: a few hundred microseconds."""
+PATIENCE = 1_000_000
+"""Times that a helper looks for the next step before it sleeps: about a millisecond."""
 
 PER_ROW = (table.EMBED, table.COPY, table.RETENTION)
 """Instructions whose items are of one row of the batch; those of LINEAR are of all."""
@@ -69,7 +69,14 @@ class Machine:
         Raises:
             ValueError: one is not contiguous or not float32.
         """
-        for index, column, leaf in self._program.leaves:
+        self._point(self._program.leaves, leaves)
+
+    def bind_next(self, leaves: dict[Leaf, Tensor]) -> None:
+        """Write to these leaves at the last place; otherwise like `bind`."""
+        self._point(self._program.next_leaves, leaves)
+
+    def _point(self, to: list[tuple[int, int, Leaf]], leaves: dict[Leaf, Tensor]) -> None:
+        for index, column, leaf in to:
             tensor = leaves[leaf]
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 raise ValueError(

@@ -24,7 +24,7 @@ KINDS: dict[Weights, int] = {
     "bfloat16": table.BFLOAT16,
     "int8": table.INT8,
 }
-BLOCK = 32
+BLOCK = 128
 """Outputs of an item of LINEAR: a few microseconds of reading weights."""
 
 HEAD_PARTS = 16
@@ -36,18 +36,13 @@ class Vector(NamedTuple):
     Attributes:
         start: where it begins.
         width: how many numbers.
-        parts: vectors that it is the sum of; each `group` of them follows the other parts of it.
-        group: numbers that follow each other.
     """
 
     start: int
     width: int
-    parts: int = 1
-    group: int = 0
 
     def cut(self, start: int, width: int) -> "Vector":
         """Some of its numbers."""
-        assert self.parts == 1
         return Vector(self.start + start, width)
 
 
@@ -57,21 +52,23 @@ class Norm(NamedTuple):
     Attributes:
         kind: rms, layer or none.
         eps: its epsilon.
-        weight: None for ones.
-        bias: None for zeros.
+        weight: of a group; None for ones.
+        bias: likewise; None for zeros.
+        groups: that are normalised each on its own.
     """
 
     kind: str
     eps: float
     weight: Float[Tensor, " D"] | None = None
     bias: Float[Tensor, " D"] | None = None
+    groups: int = 1
 
 
 NO_NORM = Norm("none", 0.0)
 
 
 class Read(NamedTuple):
-    """What an instruction reads: `norm(x) * gate`, the norm over x's groups if it has some."""
+    """What an instruction reads: `norm(x) * gate`."""
 
     x: Vector
     norm: Norm = NO_NORM
@@ -118,15 +115,16 @@ class Program:
         self.floats: list[dict[int, float]] = []
         self.vectors: list[tuple[int, int, Vector]] = []  # instruction, column
         self.leaves: list[tuple[int, int, Leaf]] = []
+        self.next_leaves: list[tuple[int, int, Leaf]] = []
         self.scratch = 0  # numbers of a row that a thread needs
         self.output: tuple[int, int] | None = None
         self._kept: list[Tensor] = []
 
-    def vector(self, width: int, parts: int = 1, group: int | None = None) -> Vector:
-        """Memory for a vector of every row; `group` numbers follow each other in each part."""
+    def vector(self, width: int) -> Vector:
+        """Memory for a vector of every row."""
         start = self.width
-        self.width += -(-width * parts // LANES) * LANES
-        return Vector(start, width, parts, width if group is None else group)
+        self.width += -(-width // LANES) * LANES
+        return Vector(start, width)
 
     def embed(self, weight: Float[Tensor, "V D"], factor: float, out: Vector) -> None:
         """`out = factor * weight[token]`."""
@@ -172,9 +170,9 @@ class Program:
             active: the first of them and the one after the last; None for all.
         """
         N, K = weight.shape
+        padded = -(-K // LANES) * LANES
         row, vectors, floats = self._reading(x)
-        weight = F.pad(weight.detach().float(), (0, -K % LANES, 0, -N % ROWS))
-        scale = 0
+        weight, scale = weight.detach().float(), 0
         if self.weights == "int8":
             weight, scales = quantize(weight)
             scale = self._keep(scales, torch.float32).data_ptr()
@@ -186,8 +184,8 @@ class Program:
             table.OUTPUTS: N,
             table.ADD: int(add),
             table.KIND: KINDS[self.weights],
-            table.WEIGHT: self._keep(weight, dtype[self.weights]).data_ptr(),
-            table.PADDED: weight.shape[1],
+            table.WEIGHT: self._keep(tiled(weight), dtype[self.weights]).data_ptr(),
+            table.PADDED: padded,
             table.SCALE: scale,
             table.BIAS: 0 if bias is None else self._keep(bias, torch.float32).data_ptr(),
             table.ACTIVATION: ACTIVATIONS[activation],
@@ -195,7 +193,7 @@ class Program:
             table.ACTIVE_TO: end,
             table.BLOCK: BLOCK,
         }
-        self.scratch = max(self.scratch, weight.shape[1] + BLOCK)
+        self.scratch = max(self.scratch, padded + BLOCK)
         if out is None:
             assert self.output is None
             self.output = len(self.rows), N
@@ -219,15 +217,17 @@ class Program:
             widths: H, D_k, D_v.
             decays: natural logarithm of each head's decay per token.
             places: tokens that the buffers of keys and values hold.
-            leaves: S, (B, H, D_k, D_v); keys, (B, H, places, D_k); values, (B, H, places, D_v).
+            leaves: S, `tiled` of S^T; keys, (B, H, places, D_k); values, (B, H, places, D_v). D_k
+                is padded to a multiple of LANES and D_v of ROWS, with zeros. At the last place the
+                new S is written to the next S that is bound.
             turns: how queries and keys are multiplied before anything else.
 
         Returns:
-            o, as a sum of parts, in groups of D_v.
+            o of all heads.
         """
         H, D_k, D_v = widths
-        parts = max(1, min(HEAD_PARTS // H, D_k // 8))
-        out = self.vector(H * D_v, parts, D_v)
+        out = self.vector(H * D_v)
+        parts = max(1, min(HEAD_PARTS // H, D_v // 8))
         exponents = torch.arange(places + 1, dtype=torch.float64)
         powers = (torch.tensor(decays, dtype=torch.float64)[:, None] * exponents).exp()
         row = {
@@ -242,10 +242,12 @@ class Program:
             table.INTERLEAVED: int(turns.interleaved),
             table.DECAYS: self._keep(powers, torch.float32).data_ptr(),
         }
-        self.scratch = max(self.scratch, D_k)
+        rows_of_k = (2 + places) * (D_k + LANES)
+        self.scratch = max(self.scratch, rows_of_k + D_v + ROWS + (places + 1) * (1 + ROWS))
         columns = (table.S, table.KEYS, table.VALUES, table.COS, table.SIN)
         for column, leaf in zip(columns, (*leaves, turns.cos, turns.sin), strict=True):
             self.leaves.append((len(self.rows), column, leaf))
+        self.next_leaves.append((len(self.rows), table.S_NEXT, leaves[0]))
         self._add(row, {table.IN: qkv, table.OUT: out}, {})
         return out
 
@@ -255,9 +257,8 @@ class Program:
         x, norm, gate = read
         row = {
             table.WIDTH: x.width,
-            table.PARTS: x.parts,
             table.NORM: NORMS[norm.kind],
-            table.GROUP: x.group or x.width,
+            table.GROUP: x.width // norm.groups,
         }
         if norm.weight is not None:
             row[table.NORM_WEIGHT] = self._keep(norm.weight, torch.float32).data_ptr()
@@ -281,3 +282,20 @@ class Program:
         kept = tensor.detach().to(dtype, copy=True).contiguous()
         self._kept.append(kept)
         return kept
+
+
+def tiled(matrix: Float[Tensor, "*batch N K"]) -> Float[Tensor, "*batch tiles pieces rows lanes"]:
+    """A matrix in the order that dot products read: LANES numbers of each of ROWS rows in turn.
+
+    Zeros make it whole tiles.
+    """
+    *batch, N, K = matrix.shape
+    matrix = F.pad(matrix, (0, -K % LANES, 0, -N % ROWS))
+    return matrix.reshape(*batch, -(-N // ROWS), ROWS, -1, LANES).transpose(-3, -2).contiguous()
+
+
+def untiled(
+    tiles: Float[Tensor, "*batch tiles pieces rows lanes"], N: int, K: int
+) -> Float[Tensor, "*batch N K"]:
+    """The matrix of `tiled`."""
+    return tiles.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :N, :K]

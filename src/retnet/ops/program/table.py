@@ -19,11 +19,10 @@ FLOAT32, BFLOAT16, INT8 = range(3)
 (
     OP,
     ITEMS,  # parts of the instruction, any of which any thread may do
-    # what COPY and LINEAR read: norm(sum of parts) * gate
+    # what COPY and LINEAR read: norm(x) * gate
     IN,
     IN_STRIDE,
     WIDTH,  # numbers of a row
-    PARTS,  # rows that are added up; they follow each other
     NORM,
     GROUP,  # numbers that are normalised together
     NORM_WEIGHT,  # GROUP or WIDTH of them
@@ -48,6 +47,7 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     BLOCK,  # outputs of an item
     # RETENTION; IN is q, k, v
     HEADS,
+    PARTS,  # of D_v, an item each
     D_K,
     D_V,
     INTERLEAVED,
@@ -56,11 +56,12 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     TURNS,  # whether q and k rotate: sines and pairs, or factors alone
     DECAYS,  # head, exponent from 0 to the number of places
     PLACES,
-    S,
+    S,  # (row, head) of the transposed state, D_v D_k, in tiles
+    S_NEXT,  # where it goes after the last place
     KEYS,
     VALUES,
     COLUMNS,
-) = range(39)
+) = range(40)
 
 EPS, FACTOR = range(2)
 """Columns of the second table, float32: of the norm, of EMBED."""
