@@ -259,7 +259,13 @@ TRAINS = {
     "small, 2k bfloat16": TrainCase(T=2048, precision="bfloat16", rivals=TRAINERS),
     "small, 8k bfloat16": TrainCase(T=8192, precision="bfloat16", rivals=TRAINERS),
     "medium, 8k bfloat16": TrainCase(
-        T=8192, precision="bfloat16", size=MEDIUM, rivals=TRAINERS, rounds=2, apart=False
+        T=8192,
+        precision="bfloat16",
+        size=MEDIUM,
+        rivals=TRAINERS,
+        rounds=2,
+        apart=False,
+        suite=False,
     ),
     "small, 64k bfloat16": TrainCase(T=65_536, precision="bfloat16", rounds=1),
     "small, 2k float32": TrainCase(T=2048, precision="float32", rivals=TRAINERS, suite=False),
@@ -315,7 +321,10 @@ DECODES = {
     **{f"small, 8192, {B}": DecodeCase(8192, B) for B in (2, 32)},
     "small, 32768, 1": DecodeCase(32_768, 1, rivals=WITHOUT_READING),
     "small, 131072, 1": DecodeCase(131_072, 1, suite=False),
-    **{f"medium, 8192, {B}": DecodeCase(8192, B, size=MEDIUM, rivals=SPEAKERS) for B in (1, 8)},
+    **{
+        f"medium, 8192, {B}": DecodeCase(8192, B, size=MEDIUM, rivals=SPEAKERS, suite=False)
+        for B in (1, 8)
+    },
 }
 QUICK_DECODES = {
     f"tiny, {T}, {B}": DecodeCase(T, B, size=TINY, rivals=ALL_SPEAKERS)

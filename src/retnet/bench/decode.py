@@ -14,7 +14,7 @@ from retnet.bench.cases import DECODES, QUICK_DECODES, DecodeCase
 from retnet.bench.decode_plot import plot_decode
 from retnet.bench.gates import all_of, gate_decoding, gate_finite, gate_rows, gate_size
 from retnet.bench.machine import Reads
-from retnet.bench.ours import fresh
+from retnet.bench.ours import OURS, fresh
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
@@ -29,6 +29,7 @@ from retnet.bench.speakers import (
 from retnet.bench.timing import Spread, in_turns, milliseconds, rates, ratios
 from retnet.hub import load_checkpoint
 from retnet.model import Decoder
+from retnet.model.steps import Kernels
 
 BENCH = "decode/step"
 TURNS, CALLS, TURN_SECONDS = 4, 32, 0.25  # TURNS * (CALLS + 1) tokens are within EXTRA
@@ -65,9 +66,11 @@ def _ready(
     ours: Decoder, group: Sequence[DecodeCase], session: Session
 ) -> tuple[dict[str, Speaker], Gate]:
     """All who decode in these cases, ours first, once ours computes what it should."""
-    gate = all_of([gate_decoding(ours, weights) for weights in WEIGHTS])
+    speakers = our_speakers(ours, session)
+    compiled = any(who.startswith(f"{OURS} {WEIGHTS[0]}") for who in speakers)
+    kernels: tuple[Kernels, ...] = ("torch", "numba") if compiled else ("torch",)
+    gate = all_of([gate_decoding(ours, kind, by) for kind in WEIGHTS for by in kernels])
     gate.require()
-    speakers = our_speakers(ours)
     rivals = list(dict.fromkeys(who for case in group for who in case.rivals))
     room = Room(max(case.context for case in group), max(case.B for case in group))
     speakers |= rival_speakers(rivals, group[0].size, room, session)

@@ -19,7 +19,7 @@ from retnet.bench.record import Gate
 from retnet.mixers.retention import log_decays
 from retnet.model import Decoder, Sampling
 from retnet.model.decoding import Decoding, prefill
-from retnet.model.steps import pack
+from retnet.model.steps import Kernels, pack
 from retnet.ops import retention
 from retnet.ops.packed_linear import Weights
 from retnet.types import Form
@@ -95,12 +95,12 @@ def gate_decoder(model: Decoder, precision: Precision) -> Gate:
     return all_of([judge_plain(plain, exact), judge(got, exact, budgets(plain, exact))])
 
 
-def gate_decoding(model: Decoder, weights: Weights) -> Gate:
+def gate_decoding(model: Decoder, weights: Weights, kernels: Kernels = "auto") -> Gate:
     """Judge the logits of tokens decoded one by one after a prompt, with packed weights.
 
     Weights of 8 bits are other weights: their logits may err by a tenth of the largest.
     """
-    packed = pack(model, weights)
+    packed = pack(model, weights, kernels)
     random = torch.Generator().manual_seed(0)
     prompt = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), generator=random)
     decoding = Decoding(packed, *prefill(packed, prompt), Sampling(temperature=0.0))

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from retnet.bench.peers.roles import GreedySteps, Opened, Prefiller, Speaker, Trainee
 from retnet.model import Decoder, DecoderConfig, DecoderState, Sampling, select_rows, state_bytes
+from retnet.model.compiled_steps import MAX_ROWS
 from retnet.model.decoding import Decoding, prefill
 from retnet.model.scoring import score
-from retnet.model.steps import open_state, pack
+from retnet.model.steps import Kernels, open_state, pack
 from retnet.ops.packed_linear import INT8_ROWS, Weights
 
 OURS = "retnet"
+WITHOUT_NUMBA = f"{OURS} without Numba"
 ReadTexts = Callable[[int], tuple[Tensor, DecoderState]]
 """From a number of tokens to the logits after them, (1, V), and the state there."""
 
@@ -49,7 +51,11 @@ def prefiller_of(model: Decoder, by: str = OURS) -> Prefiller:
 
 
 def speaker_of(
-    model: Decoder, texts: "ReadTexts", weights: Weights = "float32", by: str = OURS
+    model: Decoder,
+    texts: "ReadTexts",
+    weights: Weights = "float32",
+    by: str = OURS,
+    kernels: Kernels = "torch",
 ) -> Speaker:
     """Decodes as `retnet generate` does.
 
@@ -58,14 +64,15 @@ def speaker_of(
         texts: gives the logits and the state, of one row, after so many tokens.
         weights: how they are kept for steps.
         by: its name.
+        kernels: who computes its steps.
     """
-    packed = pack(model, weights)
+    packed = pack(model, weights, kernels)
 
     def open_(context: int, rows: int, steps: int) -> Opened:
         logits, state = texts(context)
         logits, state = logits.expand(rows, -1), select_rows(state, [0] * rows)
-        size = model.num_parameters() * bytes_per_weight(weights, rows)
-        if by == OURS:
+        size = model.num_parameters() * bytes_per_weight(weights, rows, kernels)
+        if by in (OURS, WITHOUT_NUMBA):
             return Opened(Decoding(packed, logits, state, GREEDY), state_bytes(state), size)
         opened = open_state(packed, state, steps)  # a cache that never has to grow
 
@@ -80,9 +87,10 @@ def speaker_of(
     return Speaker(by, weights, model.num_parameters(), open_)
 
 
-def bytes_per_weight(weights: Weights, rows: int) -> int:
+def bytes_per_weight(weights: Weights, rows: int, kernels: Kernels) -> int:
     """Bytes that a token of so many rows reads of each weight."""
-    return {"float32": 4, "bfloat16": 2, "int8": 1 if rows <= INT8_ROWS else 2}[weights]
+    int8_rows = INT8_ROWS if kernels == "torch" else MAX_ROWS
+    return {"float32": 4, "bfloat16": 2, "int8": 1 if rows <= int8_rows else 2}[weights]
 
 
 class Texts:

@@ -5,11 +5,12 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from retnet.bench.ours import OURS, Texts, speaker_of
+from retnet.bench.ours import OURS, WITHOUT_NUMBA, Texts, speaker_of
 from retnet.bench.peers import PeerMissing, attention, llama_cpp, llama_transformers, torchscale
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.session import Session
 from retnet.bench.sizes import ModelSize
+from retnet.mixers.branch import CannotCompile
 from retnet.model import Decoder
 from retnet.model.steps import pack
 from retnet.ops.packed_linear import Weights
@@ -40,13 +41,20 @@ RIVALS: dict[str, Callable[[ModelSize, Room], Speaker]] = {
 }
 
 
-def our_speakers(model: Decoder) -> dict[str, Speaker]:
-    """Ours, with weights of each kind.
+def our_speakers(model: Decoder, session: Session) -> dict[str, Speaker]:
+    """Ours, with weights of each kind, compiled and by PyTorch alone.
 
     States are float32 with all of them, so what one has read is read for all.
     """
-    texts = Texts(pack(model, "bfloat16"))
-    return {f"{OURS} {kind}": speaker_of(model, texts, kind) for kind in WEIGHTS}
+    texts = Texts(pack(model, "bfloat16", "torch"))
+    found = {}
+    for by, kernels in ((OURS, "numba"), (WITHOUT_NUMBA, "torch")):
+        for kind in WEIGHTS:
+            try:
+                found[f"{by} {kind}"] = speaker_of(model, texts, kind, by, kernels)
+            except CannotCompile as why:
+                session.skip(f"no compiled steps: {why}")
+    return found
 
 
 def is_ours(name: str) -> bool:

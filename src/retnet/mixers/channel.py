@@ -151,9 +151,7 @@ class FFN(nn.Module):
         weight, bias = self.inward.joined(self)
         inner, norm = program.vector(len(weight)), NO_NORM
         if isinstance(self.inner_norm, nn.LayerNorm):
-            norm = Norm(
-                "layer", self.inner_norm.eps, self.inner_norm.weight, self.inner_norm.bias
-            )
+            norm = Norm("layer", self.inner_norm.eps, self.inner_norm.weight, self.inner_norm.bias)
         program.linear(x, weight, bias, inner, activation=self.activation)
         program.linear(Read(inner, norm), *self.outward.joined(self), stream, add=True)
 

@@ -1,4 +1,4 @@
-"""One token of gated retention as instructions of a program; `retention_step` is the same in calls."""
+"""One token of gated retention as a program's instructions; `retention_step` is it in calls."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,9 +70,7 @@ def open_retention(
     return _around(mixer, tiled(S.float().mT), layout)
 
 
-def next_retention(
-    mixer: "Retention", leaves: RetentionLeaves, layout: Layout
-) -> RetentionLeaves:
+def next_retention(mixer: "Retention", leaves: RetentionLeaves, layout: Layout) -> RetentionLeaves:
     """Leaves for the tokens after these, into whose S the program will write."""
     return _around(mixer, torch.empty_like(leaves.S), layout)
 

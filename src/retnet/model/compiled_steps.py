@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from retnet.model.state import DecoderState
 from retnet.ops import Layout
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import NO_NORM, Leaf, Norm, Program, Read
+from retnet.ops.program.crew import undisturbed
 
 try:
     from retnet.ops.program.machine import Machine
@@ -103,7 +103,8 @@ class CompiledSteps:
             self._bound[B] = state.layers
         after, used_after = DecoderState(state.position + 1, state.layers), used + 1
         if used_after == ROOM:
-            after, used_after = self._next(after), 0
+            with undisturbed():
+                after, used_after = self._next(after), 0
             leaves = self._program.next_leaves
             machine.bind_next({leaf: _leaf(after, leaf) for _, _, leaf in leaves})
         logits = machine.step(tokens, used)
@@ -171,4 +172,3 @@ def _norm(module: nn.Module) -> Norm:
 
 def _leaf(state: DecoderState, leaf: Leaf) -> Tensor:
     return getattr(state.layers[leaf.layer][leaf.branch].leaves, leaf.field)
-

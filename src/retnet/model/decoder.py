@@ -98,6 +98,13 @@ class Decoder(nn.Module):
         Raises:
             ValueError: tokens and state do not fit each other, or a mixer cannot span ranks.
         """
+        compiled = self.compiled_steps
+        if compiled is not None and state is not None and compiled.steps(state):
+            assert tokens.shape[1] == 1
+            assert valid is None
+            assert starts is None
+            logits, state = compiled.step(tokens[:, 0], state)
+            return logits[:, None], state
         h, state = self.hidden(
             tokens, state, valid=valid, starts=starts, form=form, sequence=sequence
         )

@@ -1,6 +1,7 @@
 """Decoding: read prompts in chunks, then step token by token at a cost that never grows."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from retnet.model.decoder import Decoder
 from retnet.model.sampling import PLAIN, Sampling, row_generator, sample
 from retnet.model.state import DecoderState, concat_rows, select_rows
-from retnet.model.steps import close_state, open_state, step
+from retnet.model.steps import close_state, open_state
+from retnet.ops.program.crew import undisturbed
 
 ROOM = 256
 """Steps that a state is first opened for; each time after, for twice as many."""
@@ -145,9 +147,11 @@ class Decoding:
             if left <= 1:
                 state = state if left == 0 else close_state(self._model, state)
                 state, left, room = open_state(self._model, state, room), room + 1, 2 * room
-            logits, state = step(self._model, self._unread, state)
-            left -= 1
-        tokens = sample(logits, self._sampling, self._generators, self._seen)
+            logits, state = self._model(self._unread[:, None], state)
+            logits, left = logits[:, 0], left - 1
+        compiled = self._model.compiled_steps is not None
+        with undisturbed() if compiled else nullcontext():
+            tokens = sample(logits, self._sampling, self._generators, self._seen)
         if self._seen is not None:
             ones = torch.ones_like(tokens, dtype=self._seen.dtype)
             self._seen.scatter_add_(1, tokens[:, None], ones[:, None])

@@ -7,8 +7,6 @@ from functools import cache
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from retnet.mixers.branch import CannotCompile, Packs, Steps
 from retnet.model.compiled_steps import CompiledSteps
@@ -46,22 +44,6 @@ def close_state(model: Decoder, opened: DecoderState) -> DecoderState:
     if compiled is not None and compiled.steps(opened):
         return compiled.close(opened)
     return _of_branches(model, opened, lambda branch, own: branch.close_state(own))
-
-def step(
-    model: Decoder, tokens: Int[Tensor, " B"], state: DecoderState
-) -> tuple[Float[Tensor, "B V"], DecoderState]:
-    """Logits after one more token of each row, and the state there.
-
-    Args:
-        model: in evaluation mode.
-        tokens: of each row.
-        state: plain, or opened by `open_state`; then so is the one that is returned.
-    """
-    compiled = model.compiled_steps
-    if compiled is not None and compiled.steps(state):
-        return compiled.step(tokens, state)
-    h, state = model.hidden(tokens[:, None], state)
-    return model.head(h[:, 0]), state
 
 
 def pack(model: Decoder, weights: Weights, kernels: Kernels = "auto") -> Decoder:

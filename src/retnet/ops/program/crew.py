@@ -4,11 +4,14 @@ import atexit
 import os
 import threading
 import weakref
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 
 
+@runtime_checkable
 class Work(Protocol):
     """Something that threads can help with."""
 
@@ -68,6 +71,20 @@ def helpers() -> int:
     """How many threads may help: one less than PyTorch uses, and than there are cores for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(0, min(torch.get_num_threads(), cores or 1) - 1)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let PyTorch compute on this thread alone.
+
+    After work on several its threads spin for milliseconds, on cores where helpers should be.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 crew = Crew()

@@ -129,7 +129,7 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
         return builder.inttoptr(place, of.as_pointer())
 
     @intrinsic
-    def dots(  # noqa: PLR0913
+    def dots(
         _typing: Any, weight: Any, x: Any, out: Any, K: Any, x_stride: Any, out_stride: Any
     ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -181,7 +181,7 @@ def dots_of(kind: str, rows: int, vectors: int) -> Any:
 
 
 @intrinsic
-def fold(  # noqa: PLR0913
+def fold(
     _typing: Any, old: Any, new: Any, keys: Any, weights: Any, pieces: Any, places: Any
 ) -> Any:
     """Write `new = decay * old + sum over m of weight_m k_m` for a tile of ROWS rows of S^T.

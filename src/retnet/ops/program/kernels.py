@@ -68,11 +68,11 @@ from retnet.ops.program.table import (
     RETENTION,
     RMS,
     ROWS,
+    S_NEXT,
     SCALE,
     SIN,
     SWISH,
     TURNS,
-    S_NEXT,
     VALUES,
     WEIGHT,
     WIDTH,
@@ -83,8 +83,8 @@ LINE = 8
 """Numbers of a cache line: two counters on one would slow each other down."""
 
 STEP, B, PLACE, TOKENS, SPINS = range(5)
-"""Places of a job: the number of the step, rows, tokens in the buffers, the address of the new ones'
-ids; and how many helpers are looking here."""
+"""Places of a job: the number of the step, rows, tokens in the buffers, the address of the new
+ones' ids, and how many helpers are looking here."""
 
 WIDE = 8
 """Vectors of the widest tile."""
@@ -237,7 +237,9 @@ def linear(row, item, batch, x, y):
             left = batch - b
             vectors = WIDE if left >= WIDE else 4 if left >= 4 else 2 if left >= 2 else 1
             place = y.ctypes.data + 4 * (b * block + r)
-            tile(kind, vectors, weight, x.ctypes.data + 4 * b * padded, place, padded, padded, block)
+            tile(
+                kind, vectors, weight, x.ctypes.data + 4 * b * padded, place, padded, padded, block
+            )
             b += vectors
     begin = max(row[ACTIVE_FROM] - first, 0)
     end = min(row[ACTIVE_TO] - first, count)
@@ -427,25 +429,32 @@ def run_step(table, numbers, counters, job, step, scratch):
 
 
 @kernel
-def lead(table, numbers, counters, job, scratch):
-    """Begin the next step and do it."""
-    step = job[STEP] + 1
-    store_release(job.ctypes.data + 8 * STEP, step)
-    run_step(table, numbers, counters, job, step, scratch)
+def take_part(table, numbers, counters, job, scratch, seen, patience):
+    """Begin the next step and do it; or help with every step that others begin.
 
+    One function for both, because it is compiled with all that it calls.
 
-@kernel
-def help_on(table, numbers, counters, job, scratch, seen, patience):
-    """Help with every step that begins, until none has begun for a while; returns the last."""
-    address = job.ctypes.data + 8 * STEP
-    add_release(job.ctypes.data + 8 * SPINS, 1)
-    idle = 0
-    while idle < patience:
-        step = load_acquire(address)
+    Args:
+        seen: the last step that this thread knows of.
+        patience: how often to look for another step before going; 0 for who begins them.
+
+    Returns:
+        The last step that this thread took part in.
+    """
+    newest, helpers = job.ctypes.data + 8 * STEP, job.ctypes.data + 8 * SPINS
+    leads, idle = patience == 0, 0
+    if leads:
+        store_release(newest, seen + 1)
+    else:
+        add_release(helpers, 1)
+    while leads or idle < patience:
+        step = load_acquire(newest)
         if step == seen:
             idle += 1
             continue
         run_step(table, numbers, counters, job, step, scratch)
         seen, idle = step, 0
-    add_release(job.ctypes.data + 8 * SPINS, -1)
+        if leads:
+            return seen
+    add_release(helpers, -1)
     return seen

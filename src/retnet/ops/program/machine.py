@@ -102,11 +102,14 @@ class Machine:
             if job[kernels.SPINS] < self._helpers:
                 for helper in range(self._helpers):
                     crew.call(self, helper)
-            kernels.lead(self._table, self._floats, self._counters, job, self._scratch[0])
+            self._take_part(self._scratch[0], int(job[kernels.STEP]), 0)
         return out
 
     def help(self, helper: int) -> None:
         """Take part in steps until none has begun for a moment; for the crew."""
-        scratch = self._scratch[helper + 1]
-        arguments = self._table, self._floats, self._counters, self._job, scratch
-        self._seen[helper] = kernels.help_on(*arguments, self._seen[helper], PATIENCE)
+        scratch, seen = self._scratch[helper + 1], self._seen[helper]
+        self._seen[helper] = self._take_part(scratch, seen, PATIENCE)
+
+    def _take_part(self, scratch: np.ndarray, seen: int, patience: int) -> int:
+        everything = self._table, self._floats, self._counters, self._job
+        return kernels.take_part(*everything, scratch, seen, patience)

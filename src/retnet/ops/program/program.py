@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +29,7 @@ BLOCK = 128
 
 HEAD_PARTS = 16
 """Items that a row's heads are cut into, at most."""
+
 
 class Vector(NamedTuple):
     """A vector of each row of the batch, in the program's memory.
@@ -251,9 +252,7 @@ class Program:
         self._add(row, {table.IN: qkv, table.OUT: out}, {})
         return out
 
-    def _reading(
-        self, read: Read
-    ) -> tuple[dict[int, int], dict[int, Vector], dict[int, float]]:
+    def _reading(self, read: Read) -> tuple[dict[int, int], dict[int, Vector], dict[int, float]]:
         x, norm, gate = read
         row = {
             table.WIDTH: x.width,
@@ -284,7 +283,7 @@ class Program:
         return kept
 
 
-def tiled(matrix: Float[Tensor, "*batch N K"]) -> Float[Tensor, "*batch tiles pieces rows lanes"]:
+def tiled(matrix: Shaped[Tensor, "*batch N K"]) -> Shaped[Tensor, "*batch tiles pieces rows lanes"]:
     """A matrix in the order that dot products read: LANES numbers of each of ROWS rows in turn.
 
     Zeros make it whole tiles.
@@ -295,7 +294,7 @@ def tiled(matrix: Float[Tensor, "*batch N K"]) -> Float[Tensor, "*batch tiles pi
 
 
 def untiled(
-    tiles: Float[Tensor, "*batch tiles pieces rows lanes"], N: int, K: int
-) -> Float[Tensor, "*batch N K"]:
+    tiles: Shaped[Tensor, "*batch tiles pieces rows lanes"], N: int, K: int
+) -> Shaped[Tensor, "*batch N K"]:
     """The matrix of `tiled`."""
     return tiles.transpose(-3, -2).flatten(-4, -3).flatten(-2)[..., :N, :K]

@@ -1,0 +1,220 @@
+"""Steps by a program against the float64 model."""
+
+import logging
+from copy import deepcopy
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from retnet.mixers.attention import AttentionConfig
+from retnet.mixers.branch import ROOM, CannotCompile
+from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.retention import RetentionConfig
+from retnet.model import steps
+from retnet.model.compiled_steps import MAX_ROWS
+from retnet.model.config import DecoderConfig, LayerConfig
+from retnet.model.decoder import Decoder
+from retnet.model.decoding import Decoding, prefill
+from retnet.model.sampling import Sampling
+from retnet.model.state import DecoderState, select_rows, state_tensors
+from retnet.model.steps import close_state, open_state, pack
+
+pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
+
+GREEDY = Sampling(temperature=0.0)
+BEFORE, STEPS = 5, 2 * ROOM + 3
+
+
+def step(
+    model: Decoder, tokens: torch.Tensor, state: DecoderState
+) -> tuple[torch.Tensor, DecoderState]:
+    logits, state = model(tokens[:, None], state)
+    return logits[:, 0], state
+
+
+def decoder(mixer: dict[str, Any] | None = None, channel: Any = None, **fields: Any) -> Decoder:
+    layer = LayerConfig(
+        mixer=RetentionConfig(**{"num_heads": 2, **(mixer or {})}),
+        channel=channel or GLUConfig(width=40),
+        repeat=2,
+    )
+    torch.manual_seed(3)
+    model = Decoder(DecoderConfig(**{"d_model": 24, "layers": (layer,), "vocab_size": 37} | fields))
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, 1.0, 0.2)
+    return model.double().eval()
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "interleaved": {"mixer": {"pairs": "interleaved", "theta": "linspace", "decay": "linspace"}},
+    "nothing turns": {"mixer": {"theta": "none", "score_norm": "none", "key_width": 10}},
+    "wide": {"mixer": {"key_width": 68, "value_width": 90, "num_heads": 1, "bias": True}},
+    "no gate": {"mixer": {"gate": False, "head_norm": "layer", "head_norm_affine": True}},
+    "no norm": {"mixer": {"head_norm": "none", "decay": "constant:1"}},
+    "ffn": {"channel": FFNConfig(width=50, inner_norm=True), "norm": "layer"},
+    "embeddings": {"embed_norm": True, "embed_scale": True, "tie_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_steps_equal_one_pass_of_the_float64_model(name: str) -> None:
+    model = decoder(**MODELS[name])
+    tokens = torch.randint(37, (3, BEFORE + STEPS), generator=torch.Generator().manual_seed(0))
+    want, want_state = model(tokens)
+    packed = pack(model, "float32", "numba")
+    _, state = prefill(packed, tokens[:, :BEFORE])
+    opened = open_state(packed, state, STEPS)
+    for n in range(BEFORE, BEFORE + STEPS):
+        logits, opened = step(packed, tokens[:, n], opened)
+        error = (logits.double() - want[:, n]).abs().max() / want.std()
+        assert error < 1e-4
+    got = state_tensors(close_state(packed, opened))
+    for leaf_name, leaf in state_tensors(want_state).items():
+        torch.testing.assert_close(got[leaf_name].double(), leaf.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("weights", "limit"), [("bfloat16", 0.06), ("int8", 0.15)])
+@pytest.mark.parametrize("batch", [1, 5, MAX_ROWS])
+@torch.inference_mode()
+def test_packed_kinds_stay_near_the_model(weights: Any, limit: float, batch: int) -> None:
+    model = decoder()
+    tokens = torch.randint(37, (batch, 40), generator=torch.Generator().manual_seed(1))
+    want, _ = model(tokens)
+    packed = pack(model, weights, "numba")
+    _, state = prefill(packed, tokens[:, :BEFORE])
+    opened = open_state(packed, state, 40)
+    for n in range(BEFORE, 40):
+        logits, opened = step(packed, tokens[:, n], opened)
+        assert (logits.double() - want[:, n]).abs().max() / want.std() < limit
+
+
+@torch.inference_mode()
+def test_rows_may_stand_at_different_positions() -> None:
+    model = decoder()
+    packed = pack(model, "float32", "numba")
+    prompts = torch.randint(37, (3, 9), generator=torch.Generator().manual_seed(2))
+    valid = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    _, state = prefill(packed, prompts, valid=valid)
+    opened, plain = open_state(packed, state, 40), state
+    for n in range(ROOM + 4):
+        token = torch.full((3,), n)
+        got, opened = step(packed, token, opened)
+        h, plain = packed.hidden(token[:, None], plain)
+        torch.testing.assert_close(got, packed.head(h[:, 0]), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_marks_give_the_state_of_their_place_later() -> None:
+    model = pack(decoder(), "float32", "numba")
+    decoding = Decoding(model, *prefill(model, torch.tensor([[1, 2, 3]])), GREEDY)
+    written, marks = [], []
+    for _ in range(2 * ROOM + 5):
+        written.append(int(next(decoding)))
+        marks.append(decoding.mark())
+    for place in (1, ROOM - 1, ROOM, ROOM + 1, 2 * ROOM + 1):
+        _, want = model(torch.tensor([[1, 2, 3, *written[:place]]]))
+        for name, leaf in state_tensors(want).items():
+            got = state_tensors(marks[place]())[name]
+            torch.testing.assert_close(got, leaf, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_that_stay_are_unchanged_when_others_go() -> None:
+    model = pack(decoder(), "int8", "numba")
+    prompts = torch.randint(37, (3, 6), generator=torch.Generator().manual_seed(1))
+    rows = Decoding(model, *prefill(model, prompts), GREEDY)
+    alone = Decoding(model, *prefill(model, prompts[2:]), GREEDY)
+    for _ in range(9):
+        assert int(next(rows)[2]) == int(next(alone))
+    rows.keep([2])
+    assert [int(t) for t in islice(rows, 30)] == [int(t) for t in islice(alone, 30)]
+
+
+@torch.inference_mode()
+def test_two_texts_can_take_turns() -> None:
+    model = pack(decoder(), "float32", "numba")
+    prompts = torch.randint(37, (2, 6), generator=torch.Generator().manual_seed(4))
+    want = [
+        [int(t) for t in islice(Decoding(model, *prefill(model, p[None]), GREEDY), 30)]
+        for p in prompts
+    ]
+    turns = [Decoding(model, *prefill(model, p[None]), GREEDY) for p in prompts]
+    got = [[int(next(d)) for d in turns] for _ in range(30)]
+    assert [list(texts) for texts in zip(*got, strict=True)] == want
+
+
+@torch.inference_mode()
+def test_many_rows_step_by_pytorch() -> None:
+    model = pack(decoder(), "float32", "numba")
+    logits, state = prefill(model, torch.tensor([[1, 2, 3]]))
+    many = MAX_ROWS + 1
+    opened = open_state(model, select_rows(state, [0] * many), 3)
+    assert model.compiled_steps is not None
+    assert not model.compiled_steps.steps(opened)
+    rows = Decoding(model, logits.expand(many, -1), select_rows(state, [0] * many), GREEDY)
+    one = Decoding(model, logits, state, GREEDY)
+    for a, b in islice(zip(rows, one, strict=True), ROOM + 2):
+        assert a.tolist() == b.tolist() * many
+    rows.keep([0])  # few rows now, but opened otherwise
+    assert len(list(islice(rows, 3))) == 3
+
+
+def test_a_copy_of_a_packed_model_steps_too() -> None:
+    model = pack(decoder(), "float32", "numba")
+    again = deepcopy(model)
+    for it in (model, again):
+        with torch.inference_mode():
+            decoding = Decoding(it, *prefill(it, torch.tensor([[1, 2, 3]])), GREEDY)
+            assert len(list(islice(decoding, 20))) == 20
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (decoder({"initial_state": True}), "initial_state"),
+        (decoder(residual="deepnorm"), "deepnorm"),
+        (
+            Decoder(
+                DecoderConfig(
+                    d_model=8,
+                    layers=(LayerConfig(mixer=AttentionConfig(num_heads=2)),),
+                    vocab_size=9,
+                )
+            ),
+            "Attention has no instructions",
+        ),
+    ],
+)
+def test_what_has_no_instructions_is_said_and_left_to_pytorch(
+    model: Decoder, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(CannotCompile, match=why):
+        pack(model, "float32", "numba")
+    steps._tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert pack(model, "float32").compiled_steps is None
+    [said] = caplog.messages
+    assert "computed by PyTorch" in said
+    assert why in said
+
+
+def test_without_numba_pytorch_steps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("retnet.model.compiled_steps.Machine", None)
+    with pytest.raises(CannotCompile, match=r"pip install 'retnet\[fast\]'"):
+        pack(decoder(), "float32", "numba")
+    steps._tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert pack(decoder(), "float32").compiled_steps is None
+    assert "retnet[fast]" in caplog.text
+
+
+def test_pytorch_can_be_asked_for() -> None:
+    assert pack(decoder(), "float32", "torch").compiled_steps is None

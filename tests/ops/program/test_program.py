@@ -1,0 +1,138 @@
+"""Programs against the same sums in PyTorch, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from retnet.ops.gate import Activation, activate
+from retnet.ops.packed_linear import Weights, quantize
+from retnet.ops.program import NO_NORM, Norm, Program, Read, tiled, untiled
+
+pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
+from retnet.ops.program.machine import Machine
+
+V = 11
+
+
+def run(program: Program, batch: int, steps: int = 3) -> torch.Tensor:
+    machine = Machine(program, batch)
+    for _ in range(steps):  # counters go on from step to step
+        out = machine.step(torch.arange(batch) % V, 0)
+    return out
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def kept(matrix: torch.Tensor, weights: Weights) -> torch.Tensor:
+    """The numbers that a program multiplies by, in float64."""
+    if weights == "int8":
+        whole, scale = quantize(matrix)
+        return whole.double() * scale.double()[:, None]
+    return (matrix.bfloat16() if weights == "bfloat16" else matrix).double()
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 16])
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (5, 17), (130, 48), (129, 31)])
+def test_products_of_odd_sizes_are_exact(weights: Weights, batch: int, N: int, K: int) -> None:
+    program = Program(weights)
+    x = program.vector(K)
+    embedding, matrix, bias = drawn(V, K), drawn(N, K), drawn(N)
+    program.embed(embedding, 2.0, x)
+    program.linear(Read(x), matrix, bias, None)
+    rows = kept(embedding, "float32" if weights == "float32" else "bfloat16")
+    rows = 2 * rows[torch.arange(batch) % V]
+    want = rows @ kept(matrix, weights).T + bias.double()
+    torch.testing.assert_close(run(program, batch).double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("learned", [False, True])
+def test_norms_gates_and_sums(kind: str, groups: int, learned: bool) -> None:
+    K, batch = 18, 3
+    program = Program("float32")
+    x, gate, y = program.vector(K), program.vector(K), program.vector(K)
+    embedding, to_gate, matrix = drawn(V, K), drawn(K, K), drawn(K, K)
+    weight, bias = drawn(2, K // groups) if learned else (None, None)
+    bias = bias if kind == "layer" else None
+    program.embed(embedding, 1.0, x)
+    program.linear(Read(x), to_gate, None, gate)
+    program.copy(Read(x), y)
+    program.linear(Read(x, Norm(kind, 1e-3, weight, bias, groups), gate), matrix, None, y, add=True)
+    program.linear(Read(y, NO_NORM), torch.eye(K), None, None)
+    given = embedding[torch.arange(batch) % V].double()
+    normed = given.unflatten(-1, (groups, -1))
+    if kind == "layer":
+        normed = normed - normed.mean(-1, keepdim=True)
+    normed = normed * (normed.square().mean(-1, keepdim=True) + 1e-3).rsqrt()
+    normed = normed if weight is None else normed * weight
+    normed = (normed if bias is None else normed + bias).flatten(-2)
+    want = given + (normed * (given @ to_gate.double().T)) @ matrix.double().T
+    torch.testing.assert_close(run(program, batch).double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["swish", "gelu", "relu"])
+def test_activations_of_a_part_of_the_outputs(activation: Activation) -> None:
+    program = Program("float32")
+    x = program.vector(1)
+    numbers = torch.linspace(-110, 110, V)[:, None]  # beyond what exp of float32 holds
+    program.embed(numbers, 1.0, x)
+    slopes = torch.linspace(0, 1, 150)[:, None]
+    program.linear(Read(x), slopes, None, None, activation=activation, active=(3, 140))
+    got = run(program, V).double()
+    plain = numbers.double() @ slopes.double().T
+    want = torch.cat((plain[:, :3], activate(plain[:, 3:140], activation), plain[:, 140:]), 1)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_computes_the_same_bits_whoever_is_beside_it() -> None:
+    outputs: dict[int, Any] = {}
+    for batch in (1, 3, 8, 11):
+        program = Program("int8")
+        x, y = program.vector(40), program.vector(70)
+        program.embed(drawn(V, 40), 1.0, x)
+        program.linear(Read(x, Norm("rms", 1e-6)), drawn(70, 40), None, y, activation="swish")
+        program.linear(Read(y), drawn(33, 70), None, None)
+        outputs[batch] = run(program, batch)
+    for batch, out in outputs.items():
+        assert (out == outputs[11][:batch]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_bits(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retnet.ops.program.machine.helpers", lambda: threads - 1)
+    program = Program("bfloat16")
+    x = program.vector(64)
+    program.embed(drawn(V, 64), 1.0, x)
+    for _ in range(4):
+        y = program.vector(700)
+        program.linear(Read(x), drawn(700, 64), None, y, activation="relu")
+        program.linear(Read(y), 0.01 * drawn(64, 700), None, x, add=True)
+    program.linear(Read(x), drawn(300, 64), None, None)
+    machine = Machine(program, 2)
+    tokens = torch.tensor([3, 4])
+    first = machine.step(tokens, 0)
+    assert all((machine.step(tokens, 0) == first).all() for _ in range(200))
+    x0 = drawn(V, 64).bfloat16().double()[tokens]
+    for _ in range(4):
+        h = torch.relu(x0 @ drawn(700, 64).bfloat16().double().T)
+        x0 = x0 + h @ (0.01 * drawn(64, 700)).bfloat16().double().T
+    want = x0 @ drawn(300, 64).bfloat16().double().T
+    torch.testing.assert_close(first.double(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (4, 16), (9, 33)])
+def test_tiles_give_their_matrix_back(N: int, K: int) -> None:
+    matrix = drawn(2, 3, N, K)
+    tiles = tiled(matrix)
+    assert tiles.is_contiguous()
+    assert (untiled(tiles, N, K) == matrix).all()
+    assert tiles.sum() == pytest.approx(float(matrix.sum()), abs=1e-4)  # the rest is zeros
+    assert F.pad(matrix, (0, -K % 16, 0, -N % 4)).numel() == tiles.numel()
