@@ -35,9 +35,9 @@ class GAUConfig:
         key_width: s, of queries and keys.
         kernel: weights of scores: `softmax_plus`, a softmax of scores times log l / log 512 for l
             visible keys (kexue.fm/archives/9019); `relu2`, the paper's; `laplace`.
-        n: what relu2's weights and laplace's scores are divided by: how many keys are visible, or
-            a constant, such as the length of texts in training. (The paper's code takes the length
-            of the row, which makes an output depend on how many tokens follow.)
+        n: what relu2's weights and laplace's scores are divided by: a constant, such as the length
+            of texts in training; None means how many keys are visible. (The paper's code takes the
+            length of the row, which makes an output depend on how many tokens follow.)
         floor: the least l that softmax_plus counts; 16 in Su's own code.
         position: `rope` rotates queries and keys; `none` leaves order to the causal mask.
         pairs: which channels rotate together.
@@ -48,7 +48,7 @@ class GAUConfig:
     width: int | None = None
     key_width: int = 128
     kernel: Literal["softmax_plus", "relu2", "laplace"] = "softmax_plus"
-    n: int | Literal["visible"] = "visible"
+    n: int | None = None
     floor: int = 1
     position: Literal["rope", "none"] = "rope"
     pairs: PairLayout = "half"
@@ -66,10 +66,10 @@ class GAUConfig:
 
     def __post_init__(self) -> None:
         check_widths(self.width, self.key_width, self.position == "rope")
-        if self.n != "visible" and (self.n < 1 or self.kernel == "softmax_plus"):
+        if self.n is not None and (self.n < 1 or self.kernel == "softmax_plus"):
             raise ValueError(
-                f'n ({self.n}) must be "visible" or a positive number, and softmax_plus counts '
-                'what is visible: set n = "visible", or kernel = "relu2"'
+                f"n ({self.n}) must be a positive number, and softmax_plus counts what is visible: "
+                'leave it out, or set kernel = "relu2"'
             )
         if self.floor < 1 or (self.floor > 1 and self.kernel != "softmax_plus"):
             raise ValueError(
@@ -160,7 +160,7 @@ class GAU(nn.Module):
             visible = layout.positions + 1
             if self._is_softmax:
                 return log_n_scale(visible.clamp(min=config.floor), FULL_SCALE, "always")[..., None]
-            n = visible if config.n == "visible" else torch.full_like(visible, config.n)
+            n = visible if config.n is None else torch.full_like(visible, config.n)
             n = n[..., None].double()
             return (n * config.key_width).rsqrt() if config.kernel == "relu2" else 1 / n
 

@@ -122,6 +122,14 @@ def test_float32_survives_keys_of_two_hundred_with_gradients(variant: str, sign:
 
 
 @every_variant
+def test_autocast_leaves_the_sums_alone(variant: str) -> None:
+    k, v = (x.float() for x in tokens(70))
+    want = VARIANTS[variant](k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(VARIANTS[variant](k, v), want)
+
+
+@every_variant
 def test_gradients_are_those_of_the_definition(variant: str) -> None:
     T = 2 * BLOCK + 3
     w, near = biases(70), biases(70, 6)

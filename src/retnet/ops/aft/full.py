@@ -92,7 +92,8 @@ def _joint(
     top = keys.detach().amax(1, keepdim=True)  # B 1 A
     bias_top = bias.detach().amax(2, keepdim=True)  # B queries 1
     weights = (keys - top).exp() * seen[..., None]
-    sums = (bias - bias_top).exp() @ torch.cat([weights, weights * values], 2)
+    with torch.autocast(keys.device.type, enabled=False):  # sums must not fall to half precision
+        sums = (bias - bias_top).exp() @ torch.cat([weights, weights * values], 2)
     mass, total = sums.chunk(2, 2)  # B queries A
     tiny = torch.finfo(mass.dtype).tiny
     some = mass > tiny
