@@ -8,6 +8,7 @@ from golden_files import golden
 from mixers.cases import D, build
 from retnet.mixers.aft import AFT, AFTConfig
 from retnet.ops import Layout
+from retnet.train.optimizer import decayed_parameters
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
@@ -74,6 +75,11 @@ def test_position_biases_stay_float32_in_a_model_of_half_precision() -> None:
         assert module.position_bias.weight.dtype == torch.float32
         assert y.dtype == torch.bfloat16
         assert (y - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_position_biases_do_not_decay() -> None:
+    module = build("aft", {"variant": "full", "max_len": 8})
+    assert decayed_parameters(module) == {f"{name}_proj.weight" for name in "qkvo"}
 
 
 def test_what_cannot_be_built_is_refused() -> None:

@@ -14,6 +14,7 @@ from retnet.mixers.branch import Depth
 from retnet.mixers.gau import GAU, GAUConfig
 from retnet.ops import Layout
 from retnet.ops.attention import StaticCache
+from retnet.train.optimizer import decayed_parameters
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 
@@ -224,6 +225,12 @@ def test_half_precision_gives_finite_outputs(kernel: str, dtype: torch.dtype) ->
     y, _ = module.to(dtype)(text(2, 40).to(dtype), None, Layout.of(2, 40))
     assert y.dtype == dtype
     assert (y - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_gains_and_offsets_of_keys_do_not_decay() -> None:
+    module = build("gau", {"key_width": 8, "bias": True})
+    projections = {f"unit.{name}_proj.weight" for name in "uvzo"}
+    assert decayed_parameters(module) == projections
 
 
 def test_what_cannot_be_built_is_refused() -> None:

@@ -77,6 +77,7 @@ class PositionBiases(PreciseParameters):
     """Of each position of a query, those of keys: exponents, hence float32."""
 
     precise = ("weight",)
+    learning_rates: ClassVar[dict[str, float]] = {"weight": 1.0}  # and no weight decay
 
     def __init__(self, max_len: int, keys: int) -> None:
         super().__init__()

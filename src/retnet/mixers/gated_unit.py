@@ -4,7 +4,7 @@
 `(u * o) W_o` of what some attention makes of them.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,9 @@ ALPHA_STD = 1.13684723
 
 class GatedUnit(nn.Module):
     """The parameters of such a layer and what it does before and after attention."""
+
+    # and no weight decay: gains and offsets, though they are rows of a matrix
+    learning_rates: ClassVar[dict[str, float]] = {"gamma": 1.0, "beta": 1.0}
 
     def __init__(self, d_model: int, width: int, key_width: int, copies: int, bias: bool) -> None:
         super().__init__()
