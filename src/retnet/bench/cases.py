@@ -1,11 +1,12 @@
 """Cases: what is measured, named once; tests and benchmarks read the same list."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from retnet.bench.sizes import LONG_TEXT, MEDIUM, SMALL, TINY, ModelSize
+from retnet.model import DecoderConfig, preset
 from retnet.types import Form
 
 Precision = Literal["float32", "bfloat16"]
@@ -83,6 +84,44 @@ class ScanCase:
         sizes: dict[str, int | str] = asdict(self)
         del sizes["others"], sizes["suite"]
         return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWKVCase:
+    """RWKV-4, ours and other people's, in one activity.
+
+    Attributes:
+        activity: what is measured.
+        model: name of the size.
+        dtype: of the weights; in training, `bfloat16` is autocast over float32 weights. Decoding is
+            measured with weights of each kind.
+        T: tokens of a row.
+        B: rows.
+        d_model: D.
+        num_layers: L.
+        vocab_size: V.
+        rounds: calls timed of each.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    activity: Literal["train", "prefill", "decode"]
+    model: str = "small"
+    dtype: Precision = "float32"
+    T: int = 1024
+    B: int = 1
+    d_model: int = 512
+    num_layers: int = 6
+    vocab_size: int = 8192
+    rounds: int = 3
+    suite: bool = False
+
+    def config(self) -> DecoderConfig:
+        """The decoder of this size."""
+        config = preset("rwkv-169m", self.vocab_size)
+        [layer] = config.layers
+        channel = replace(layer.channel, width=4 * self.d_model)  # type: ignore[type-var]
+        layer = replace(layer, channel=channel, repeat=self.num_layers)
+        return replace(config, d_model=self.d_model, layers=(layer,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +292,42 @@ SCANS = {
 QUICK_SCANS = {
     f"quick {dtype}": ScanCase(dtype=dtype, factors=factors, T=40, N=8)
     for dtype, factors in (("complex64", "channel"), ("float32", "token"))
+}
+RWKV_169M: dict[str, Any] = {
+    "model": "169m",
+    "d_model": 768,
+    "num_layers": 12,
+    "vocab_size": 50_277,
+}
+RWKVS = {
+    **{
+        f"{activity}, small {dtype}": RWKVCase(activity=activity, dtype=dtype)
+        for activity in ("train", "prefill")
+        for dtype in ("float32", "bfloat16")
+    },
+    "train, 169m bfloat16": RWKVCase(
+        activity="train", dtype="bfloat16", T=512, rounds=1, **RWKV_169M
+    ),
+    **{
+        f"prefill, 169m {dtype}": RWKVCase(activity="prefill", dtype=dtype, **RWKV_169M)
+        for dtype in ("float32", "bfloat16")
+    },
+    **{f"decode, small, {B}": RWKVCase(activity="decode", B=B) for B in (1, 8)},
+    **{f"decode, 169m, {B}": RWKVCase(activity="decode", B=B, **RWKV_169M) for B in (1, 8)},
+}
+RWKV_TINY: dict[str, Any] = {
+    "model": "tiny",
+    "d_model": 32,
+    "num_layers": 2,
+    "vocab_size": 64,
+    "T": 40,
+    "rounds": 1,
+}
+QUICK_RWKVS = {
+    "train": RWKVCase(activity="train", dtype="bfloat16", **RWKV_TINY),
+    "prefill": RWKVCase(activity="prefill", **RWKV_TINY),
+    "decode": RWKVCase(activity="decode", **RWKV_TINY),
+    "decode, 2": RWKVCase(activity="decode", B=2, **RWKV_TINY),
 }
 TRAINERS = ("torchscale", "transformers")
 TRAINS = {

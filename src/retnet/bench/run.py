@@ -21,6 +21,7 @@ from retnet.bench.kills import bench_kills
 from retnet.bench.op import bench_ops
 from retnet.bench.prefill import bench_prefill
 from retnet.bench.record import Record
+from retnet.bench.rwkv import bench_rwkv
 from retnet.bench.scan import bench_scan
 from retnet.bench.session import Session, Tell
 from retnet.bench.table import Table
@@ -35,6 +36,7 @@ OF_A_CHECKPOINT: dict[str, Callable[[Session, Path | None], None]] = {
 OF_CASES: dict[str, Callable[[Session], None]] = {
     "ops": bench_ops,
     "scan": bench_scan,
+    "rwkv": bench_rwkv,
     "train": bench_train,
     "prefill": bench_prefill,
     "document": bench_document,
@@ -43,7 +45,7 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
 }
 IN_SUITE = ("ops", "train", "prefill", "decode")
 BENCHES = (
-    *(SUITE, "ops", "scan", "train", "prefill", "decode", "forms", "document", "kills"),
+    *(SUITE, "ops", "scan", "rwkv", "train", "prefill", "decode", "forms", "document", "kills"),
     *GPU_BENCHES,
 )
 SHOWN = {

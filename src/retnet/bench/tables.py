@@ -4,6 +4,7 @@ CI can so compare the docs with the committed lines.
 """
 
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 from retnet.bench.gpu.tables import GPU_TABLES
 from retnet.bench.record import Record, Scalar
@@ -23,6 +24,7 @@ from retnet.bench.table import (
 )
 from retnet.bench.targets import targets_table
 from retnet.bench.timing import Spread
+from retnet.ops.packed_linear import Weights
 
 
 def ops_table(records: Iterable[Record]) -> Table:
@@ -64,6 +66,24 @@ def scan_table(records: Iterable[Record]) -> Table:
     times = ("forward, ms", "/ chunkwise", "and backward, ms", "/ chunkwise")
     columns = ("case", "form", *times)
     return make_table("Diagonal recurrence alone", columns, labels, rows, records)
+
+
+def rwkv_table(records: Iterable[Record]) -> Table:
+    """RWKV-4 in each activity: tokens per second, and others' time as a multiple of ours."""
+    records = [record for record in records if record.bench.startswith("rwkv/")]
+    labels, rows = [], []
+    for activity in ("train", "prefill", "decode"):
+        mine = [record for record in records if record.bench == f"rwkv/{activity}"]
+        fields = ("model", "B", "T", "dtype", "by")
+        for (model, B, T, dtype, by), metrics in pivot(mine, *fields).items():
+            labels.append((activity, str(model), f"T {T:,}", f"B {B}"))
+            ratios = [metrics.get("time_over_retnet")]
+            kinds = [metrics.get(f"time_over_retnet_{kind}") for kind in get_args(Weights)]
+            texts = [ratio_text(ratio) for ratio in (kinds if any(kinds) else ratios)]
+            speed = number(metrics["tokens_per_s"].median)
+            rows.append((f"{by}, {dtype}", speed, ", ".join(texts)))
+    columns = ("case", "code, weights", "tokens/s", "its time / ours")
+    return make_table("RWKV-4", columns, labels, rows, records)
 
 
 def train_table(records: Iterable[Record]) -> Table:
@@ -221,6 +241,7 @@ def machine_table(records: Iterable[Record]) -> Table:
 TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "ops": ops_table,
     "scan": scan_table,
+    "rwkv": rwkv_table,
     "train": train_table,
     "forms": forms_table,
     "prefill": prefill_table,

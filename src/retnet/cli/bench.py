@@ -4,6 +4,7 @@ NAME is one of
   cpu       ops, train, prefill, decode without the longest cases (15 minutes)
   ops       retention alone: its forms, and torchscale's code beside it
   scan      the diagonal recurrence of LRU and QRNN, beside a Python loop
+  rwkv      RWKV-4: training, prompts and decoding, beside transformers and rwkv
   train     whole training steps, beside other people's decoders of equal size
   prefill   reading a prompt, likewise, and a text of a million tokens
   decode    time and memory of the next token after texts of any length, likewise
