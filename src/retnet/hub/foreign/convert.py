@@ -118,7 +118,8 @@ def convert(
     translation = written.express(theirs.decoder, said)
     said.refuse_unused()
     out = _export(ours, translation, written, dtype if to != "retnet" else None)
-    staging = target.with_name(f".{target.name}.tmp")
+    whole = target.resolve()  # "." has no name
+    staging = whole.with_name(f".{whole.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
