@@ -185,6 +185,8 @@ def damaged(data: bytes, change: str) -> bytes:
     elif change == "other width":
         numbers[3] = 41
     whole = numbers.tobytes() + bytes(first) + data[36:]
+    if change == "twice":
+        whole += whole[24:]
     return {"short": whole[:-3], "short header": whole[:30]}.get(change, whole)
 
 
@@ -198,6 +200,7 @@ def damaged(data: bytes, change: str) -> bytes:
         ),
         ("one quantised", r"blocks\.0\.att\.key\.weight has numbers of type Q8_0; FP32 and FP16"),
         ("rank", "is damaged at byte"),
+        ("twice", r"it has blocks\.0\.att\.key\.weight twice"),
         ("short", r"ends within \w+"),
         ("short header", "ends within a header"),
         ("other width", r"header says vocabulary, width and layers are \(97, 41, 3\)"),

@@ -45,6 +45,8 @@ def open_rwkv_cpp(path: Path) -> Opened:
         end = path.stat().st_size
         while file.tell() < end:
             name, entry = _tensor_header(file, path)
+            if name in entries:
+                raise ValueError(f"{path} is damaged: it has {name} twice; fetch it again")
             entries[name], places[name] = entry, file.tell()
             if file.tell() + entry.num_bytes > end:
                 raise ValueError(f"{path} ends within {name}; fetch it again")
