@@ -14,6 +14,9 @@ from retnet.ops.program.program import Leaf, Program
 PATIENCE = 1_000_000
 """Times that a helper looks for the next step before it sleeps: about a millisecond."""
 
+ENOUGH = 16
+"""Items of an instruction that no more parts are needed for: each part rotates q and k anew."""
+
 PER_ROW = (table.EMBED, table.COPY, table.RETENTION)
 """Instructions whose items are of one row of the batch; those of LINEAR are of all."""
 
@@ -45,7 +48,11 @@ class Machine:
             for column, number in floats.items():
                 self._floats[index, column] = number
             if row[table.OP] in PER_ROW:
-                self._table[index, table.ITEMS] = batch * row.get(table.ITEMS, 1)
+                self._table[index, table.ITEMS] = items = batch * row.get(table.ITEMS, 1)
+                if table.PARTS in row:
+                    parts = min(row[table.PARTS], -(-ENOUGH // items))
+                    self._table[index, table.PARTS] = parts
+                    self._table[index, table.ITEMS] *= parts
         for index, column, vector in program.vectors:
             self._table[index, column] = self._memory.data_ptr() + 4 * vector.start
             self._table[index, STRIDES[column]] = program.width
@@ -56,8 +63,9 @@ class Machine:
         self._job = np.zeros(kernels.LINE, np.int64)
         self._job[kernels.STEP], self._job[kernels.B] = -1, batch
         self._helpers = helpers()
+        # PyTorch's memory begins at a cache line: a vector on two of them takes twice the time
         self._scratch = [
-            np.zeros(batch * program.scratch, np.float32) for _ in range(self._helpers + 1)
+            torch.zeros(batch * program.scratch).numpy() for _ in range(self._helpers + 1)
         ]
         self._seen = [-1] * self._helpers
         self._lock = threading.Lock()

@@ -27,9 +27,6 @@ KINDS: dict[Weights, int] = {
 BLOCK = 128
 """Outputs of an item of LINEAR: a few microseconds of reading weights."""
 
-HEAD_PARTS = 16
-"""Items that a row's heads are cut into, at most."""
-
 
 class Vector(NamedTuple):
     """A vector of each row of the batch, in the program's memory.
@@ -228,13 +225,12 @@ class Program:
         """
         H, D_k, D_v = widths
         out = self.vector(H * D_v)
-        parts = max(1, min(HEAD_PARTS // H, D_v // 8))
         exponents = torch.arange(places + 1, dtype=torch.float64)
         powers = (torch.tensor(decays, dtype=torch.float64)[:, None] * exponents).exp()
         row = {
             table.OP: table.RETENTION,
-            table.ITEMS: H * parts,
-            table.PARTS: parts,
+            table.ITEMS: H,
+            table.PARTS: max(1, D_v // 8),
             table.HEADS: H,
             table.D_K: D_k,
             table.D_V: D_v,

@@ -47,7 +47,7 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     BLOCK,  # outputs of an item
     # RETENTION; IN is q, k, v
     HEADS,
-    PARTS,  # of D_v, an item each
+    PARTS,  # of D_v, an item each; in a program, how many at most
     D_K,
     D_V,
     INTERLEAVED,
