@@ -33,7 +33,7 @@ fmt: $(READY)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-bench: $(READY)  ## measure this CPU in a quarter of an hour, and write docs/performance.md; or make bench NAME=decode
+bench: $(READY)  ## measure this CPU in ten minutes, and write docs/performance.md; or make bench NAME=decode
 	$(BIN)/retnet bench $(NAME) --page docs/performance.md
 
 hf: $(READY) $(OLD_HF)/.ready  ## use a trained folder in both versions of transformers: make hf FOLDER=runs/demo

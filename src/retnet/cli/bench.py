@@ -1,7 +1,7 @@
 """Measure speed, memory and agreement, each result as a line of JSON.
 
 NAME is one of
-  cpu       ops, train, prefill, decode without the longest cases (15 minutes)
+  cpu       ops, train, prefill, decode without the longest cases (10 minutes)
   ops       retention alone: its forms, and torchscale's code beside it
   scan      the diagonal recurrence of LRU and QRNN, beside a Python loop
   rwkv      RWKV-4: training, prompts and decoding, beside transformers and rwkv
