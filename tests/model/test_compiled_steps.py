@@ -207,7 +207,7 @@ def test_what_has_no_instructions_is_said_and_left_to_pytorch(
 def test_without_numba_pytorch_steps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retnet.model.compiled_steps.Machine", None)
+    monkeypatch.setattr("retnet.model.compiled_steps.machines", None)
     with pytest.raises(CannotCompile, match=r"pip install 'retnet\[fast\]'"):
         pack(decoder(), "float32", "numba")
     steps._tell_once.cache_clear()

@@ -12,7 +12,7 @@ from retnet.bench.session import Session
 from retnet.bench.sizes import ModelSize
 from retnet.mixers.branch import CannotCompile
 from retnet.model import Decoder
-from retnet.model.steps import pack
+from retnet.model.steps import Kernels, pack
 from retnet.ops.packed_linear import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -48,7 +48,8 @@ def our_speakers(model: Decoder, session: Session) -> dict[str, Speaker]:
     """
     texts = Texts(pack(model, "bfloat16", "torch"))
     found = {}
-    for by, kernels in ((OURS, "numba"), (WITHOUT_NUMBA, "torch")):
+    ways: tuple[tuple[str, Kernels], ...] = ((OURS, "numba"), (WITHOUT_NUMBA, "torch"))
+    for by, kernels in ways:
         for kind in WEIGHTS:
             try:
                 found[f"{by} {kind}"] = speaker_of(model, texts, kind, by, kernels)

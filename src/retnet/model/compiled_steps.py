@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,12 +22,15 @@ from retnet.ops.packed_linear import Weights
 from retnet.ops.program import NO_NORM, Leaf, Norm, Program, Read
 from retnet.ops.program.crew import undisturbed
 
-try:
+if TYPE_CHECKING:
     from retnet.ops.program.machine import Machine
+
+try:
+    from retnet.ops.program import machine as machines
 except ModuleNotFoundError as error:
     if error.name != "numba":
         raise
-    Machine = None
+    machines = None
 
 MAX_ROWS = 16
 """Rows up to which a program is faster than PyTorch's products, which have matrix units."""
@@ -45,7 +48,7 @@ class CompiledSteps:
     """
 
     def __init__(self, model: Decoder, weights: Weights) -> None:
-        if Machine is None:
+        if machines is None:
             raise CannotCompile("Numba is not installed; pip install 'retnet[fast]' brings it")
         branches = dict(_branches(model))
         self._program = _written(model, branches, weights)
@@ -111,10 +114,10 @@ class CompiledSteps:
         self._newest[B] = after, used_after
         return logits, after
 
-    def _machine(self, batch: int) -> Machine:
+    def _machine(self, batch: int) -> "Machine":
         if batch not in self._machines:
-            assert Machine is not None
-            self._machines[batch] = Machine(self._program, batch)
+            assert machines is not None
+            self._machines[batch] = machines.Machine(self._program, batch)
         return self._machines[batch]
 
     def _next(self, state: DecoderState) -> DecoderState:

@@ -3,6 +3,8 @@
 Addresses become arrays here and nowhere else. All numbers between instructions are float32.
 """
 
+# pyright: reportCallIssue=false, reportPrivateImportUsage=false
+# An intrinsic's first parameter is not given by who calls it.
 from collections.abc import Callable
 from inspect import unwrap
 from math import erf

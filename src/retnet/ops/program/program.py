@@ -24,6 +24,11 @@ KINDS: dict[Weights, int] = {
     "bfloat16": table.BFLOAT16,
     "int8": table.INT8,
 }
+DTYPES: dict[Weights, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
 BLOCK = 128
 """Outputs of an item of LINEAR: a few microseconds of reading weights."""
 
@@ -174,7 +179,6 @@ class Program:
         if self.weights == "int8":
             weight, scales = quantize(weight)
             scale = self._keep(scales, torch.float32).data_ptr()
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
         begin, end = active or (0, N)
         row |= {
             table.OP: table.LINEAR,
@@ -182,7 +186,7 @@ class Program:
             table.OUTPUTS: N,
             table.ADD: int(add),
             table.KIND: KINDS[self.weights],
-            table.WEIGHT: self._keep(tiled(weight), dtype[self.weights]).data_ptr(),
+            table.WEIGHT: self._keep(tiled(weight), DTYPES[self.weights]).data_ptr(),
             table.PADDED: padded,
             table.SCALE: scale,
             table.BIAS: 0 if bias is None else self._keep(bias, torch.float32).data_ptr(),
