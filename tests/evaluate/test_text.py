@@ -1,14 +1,15 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from retnet.data import Tokenizer
+from retnet.data import Tokenizer, TokenStream
 from retnet.evaluate import read_files, score_files, score_stream
 from retnet.hub import from_dict
-from retnet.model import Decoder, DecoderConfig, preset
+from retnet.model import Decoder, DecoderConfig, preset, rival
 
 TEXTS = ("Was it a car\nor a cat I saw?", "Füße", "a" * 700)
 
@@ -111,3 +112,12 @@ def test_a_window_of_nothing_is_refused(model: Decoder, files: list[Path]) -> No
     stream = read_files(Tokenizer.bytes(), files)
     with pytest.raises(ValueError, match=r"seq_len \(0\) must be at least 1"):
         score_stream(model, stream, seq_len=0)
+
+
+def test_a_model_with_a_limit_is_scored_in_windows_as_long_as_it_can_read() -> None:
+    config = rival(preset("small-1m", vocab_size=257), "hyena", l_max=16)
+    model = Decoder(replace(config, layers=(replace(config.layers[0], repeat=1),))).eval()
+    stream = TokenStream.from_texts(TEXTS, Tokenizer.bytes())
+    assert score_stream(model, stream) == score_stream(model, stream, seq_len=16)
+    with pytest.raises(ValueError, match=r"l_max \(16\)"):
+        score_stream(model, stream, seq_len=17)

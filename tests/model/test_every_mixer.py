@@ -107,3 +107,10 @@ def test_decoding_follows_one_pass_with_packed_weights_too(name: str) -> None:
         tokens = torch.stack([next(decoding) for _ in range(9)], 1)
         want, _ = model(torch.cat([text, tokens[:, :-1]], 1))
         torch.testing.assert_close(decoding.logits, want[:, -1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_decoder_reads_no_more_than_its_most_limited_layer() -> None:
+    assert Decoder(config("retention")).max_tokens is None
+    layers = [rival(preset("small-1m"), "hyena", l_max=n).layers[0] for n in (9, 7)]
+    model = Decoder(replace(config("retention"), layers=(*config("retention").layers, *layers)))
+    assert model.max_tokens == 7

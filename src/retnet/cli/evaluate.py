@@ -1,6 +1,7 @@
 """Score a model on your text files: perplexity per token, and bits per byte.
 
-Every token is predicted from all of its file that comes before it.
+Every token is predicted from all of its file that comes before it, or from as much as the model
+can read.
 
 Example: retnet evaluate runs/demo notes.txt essays/
 """
@@ -41,7 +42,7 @@ def main(words: Sequence[str]) -> None:
     model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
     stream = read_files(tokenizer, options.files)
     table = Table("memory", "perplexity per token", "bits per byte", "tokens", "bytes")
-    for seq_len in dict.fromkeys((None, options.seq_len)):
+    for seq_len in dict.fromkeys((model.max_tokens, options.seq_len or model.max_tokens)):
         memory = "carried along" if seq_len is None else f"{seq_len} tokens"
         with token_bar(f"scoring, memory {memory}") as progress:
             score = score_stream(model, stream, seq_len=seq_len, progress=progress)

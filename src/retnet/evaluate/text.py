@@ -65,7 +65,8 @@ def score_stream(
         model: on any device, in any mode.
         stream: documents; the model forgets what came before each.
         seq_len: None predicts each token from all of its document before it, with the state
-            carried along; a number starts afresh every so many tokens, as a window does.
+            carried along; a number starts afresh every so many tokens, as a window does. A model
+            that reads no documents of any length does so at the longest that it can read.
         batch_size: rows at a time; it changes no score.
         progress: see `Progress`.
 
@@ -75,6 +76,7 @@ def score_stream(
     for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} ({value}) must be at least 1; raise it")
+    seq_len = seq_len or model.max_tokens
     if seq_len is None:
         batches = stream_segments(stream, seq_len=SEGMENT_TOKENS, batch_size=batch_size)
     else:

@@ -90,6 +90,7 @@ class AFT(nn.Module):
     def __init__(self, config: AFTConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
+        self.max_tokens = config.max_len
         width = config.width or d_model
         self.q_proj = nn.Linear(d_model, width, bias=config.bias)
         self.k_proj = nn.Linear(d_model, width, bias=False)

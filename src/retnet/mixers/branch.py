@@ -40,6 +40,8 @@ class Branch(Protocol):
     Where `layout.spread` is not None, the tokens are one rank's slice of longer rows. A branch with
     a state that then takes and returns the states of the whole rows, and sees to what passes
     between the ranks, says so by a class attribute `spans_ranks = True`; others are refused.
+
+    A branch that cannot read documents of any length has an attribute `max_tokens`, the longest.
     """
 
     def __call__(

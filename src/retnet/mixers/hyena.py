@@ -102,6 +102,7 @@ class Hyena(nn.Module):
         super().__init__()
         self.config = config
         self.D = d_model
+        self.max_tokens = config.l_max
         inner, long = d_model * (config.order + 1), d_model * (config.order - 1)
         self.in_proj = nn.Linear(d_model, inner)
         self.o_proj = nn.Linear(d_model, d_model)

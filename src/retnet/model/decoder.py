@@ -138,6 +138,13 @@ class Decoder(nn.Module):
         """Logits of hidden vectors."""
         return self.outward(self, h)[0]
 
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest document that it can read; None where there is no limit."""
+        branches = (b for layer in self.layers for b in cast(Layer, layer).branches)
+        limits = (getattr(branch, "max_tokens", None) for branch in branches)
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def num_parameters(self, embeddings: bool = True) -> int:
         """Number of parameters, a tied head counted once; without embeddings and head if asked."""
         skip = set() if embeddings else {self.embed_tokens.weight, self.lm_head.weight}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,19 +77,19 @@ class Validation:
 
         Returns:
             valid_loss and valid_bits_per_byte, from windows of seq_len that start with nothing, as
-            in training, and the same with `_carried`, where each row reads whole documents on end.
+            in training, and the same with `_carried`, where each row reads whole documents on end,
+            or in windows as long as the model can read.
             A loss is in nats per token; bits are those of all tokens over the bytes of the text.
         """
         train, ranks = self._config.train, self._ranks
         rows = max(train.batch_size // train.accumulate // ranks.data_size, 1) * ranks.size
         result: dict[str, float] = {}
+        limit = model.max_tokens
+        windows = partial(eval_windows, self.stream, batch_size=rows)
+        whole = stream_segments(self.stream, seq_len=train.seq_len, batch_size=rows)
         for suffix, batches, carry in (
-            ("", eval_windows(self.stream, seq_len=train.seq_len, batch_size=rows), False),
-            (
-                "_carried",
-                stream_segments(self.stream, seq_len=train.seq_len, batch_size=rows),
-                True,
-            ),
+            ("", windows(seq_len=train.seq_len), False),
+            ("_carried", windows(seq_len=limit) if limit else whole, not limit),
         ):
             with self._autocast():
                 shares = (self._share(batch) for batch in wrap(batches))
