@@ -112,7 +112,7 @@ class Program:
     """
 
     def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+        self.weights: Weights = weights
         self.width = 0  # numbers of a row
         self.rows: list[dict[int, int]] = []  # addresses in our own memory stand in `self.vectors`
         self.floats: list[dict[int, float]] = []
