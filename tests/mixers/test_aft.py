@@ -72,6 +72,7 @@ def test_position_biases_stay_float32_in_a_model_of_half_precision() -> None:
         module = AFTConfig(**given, max_len=50).build(D)  # type: ignore[arg-type]
         exact, _ = module(torch.ones(1, 40, D), None, Layout.of(1, 40))
         y, _ = module.bfloat16()(torch.ones(1, 40, D).bfloat16(), None, Layout.of(1, 40))
+        assert module.position_bias is not None
         assert module.position_bias.weight.dtype == torch.float32
         assert y.dtype == torch.bfloat16
         assert (y - exact).abs().max() < 0.05 * exact.abs().max()

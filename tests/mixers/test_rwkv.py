@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from retnet.mixers.branch import Depth
 from retnet.mixers.rwkv import RWKV, RWKVConfig
@@ -27,7 +27,7 @@ def channel_mixing(layer: int) -> RWKVFFN:
     return module
 
 
-def close(got: Tensor, want: list[float]) -> None:
+def close(got: Any, want: list[float]) -> None:
     torch.testing.assert_close(got.detach(), torch.tensor(want))
 
 

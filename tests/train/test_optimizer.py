@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import torch
 
 from retnet.hub import from_dict
@@ -114,9 +116,9 @@ def test_what_does_not_learn_is_left_out():
 
 def test_what_learns_at_a_pace_of_its_own_is_a_group_that_does_not_decay():
     model = make_model()
-    mixer = model.layers[0].branches[0]
+    mixer: Any = cast(Any, model.layers[0]).branches[0]
     mixer.learning_rates = {"head_norm_weight": 3.0}
-    model.layers[0].branches[0].q_proj.learning_rates = {"weight": 3.0}
+    mixer.q_proj.learning_rates = {"weight": 3.0}
     names = {"layers.0.branches.0.head_norm_weight", "layers.0.branches.0.q_proj.weight"}
     assert learning_rate_factors(model) == dict.fromkeys(names, 3.0)
     groups = build_optimizer(model, TrainSection(steps=1, weight_decay=0.3)).param_groups

@@ -49,7 +49,7 @@ class RWKVConfig:
         "o = W_o(sigmoid(r) ⊙ wkv), "
         "wkv_t = (Σ_{i<t} e^((t-1-i)w + k_i) v_i + e^(u+k_t) v_t) / (the same of 1), w = -e^d"
     )
-    cost: ClassVar[str] = "O(T d) / O(d)"
+    cost: ClassVar[str] = "O(d) / O(d)"
     left_out: ClassVar[str] = "versions 5 to 7, whose states are matrices"
 
     width: int | None = None

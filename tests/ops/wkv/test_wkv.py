@@ -124,8 +124,9 @@ def test_outputs_and_gradients_are_the_same_in_every_form(with_state: bool, laid
     for form in FORMS:
         given = [x.clone().requires_grad_() for x in inputs(37)]
         before = [x.clone().requires_grad_() for x in (state.mean, state.log_mass)]
-        of = WKVState(*before, state.seen) if with_state else None
-        y, after = wkv(*given, of, layout=layout, form=form)
+        of = WKVState(before[0], before[1], state.seen) if with_state else None
+        k, v, d, u = given
+        y, after = wkv(k, v, d, u, of, layout=layout, form=form)
         outputs = [y, after.mean, after.log_mass]
         weights = torch.Generator().manual_seed(0)
         loss = sum((x * torch.randn(x.shape, generator=weights)).sum() for x in outputs)
@@ -147,8 +148,8 @@ def test_keys_of_any_size_give_finite_and_right_numbers_in_float32(
     low, high = {"+-110": (-110, 110), "+-200": (-200, 200), "near -200": (-201, -199)}[size]
     k.uniform_(low, high).copy_(k.float())
     exact, exact_state = wkv(k, v, d, u, form="parallel")
-    given = [x.float().requires_grad_() for x in (k, v, d, u)]
-    y, state = wkv(*given, form=form)
+    given = k, v, d, u = [x.float().requires_grad_() for x in (k, v, d, u)]
+    y, state = wkv(k, v, d, u, form=form)
     assert (y.double() - exact).abs().max() < 1e-4
     assert (state.mean.double() - exact_state.mean).abs().max() < 1e-4
     (y.sum() + state.mean.sum() + state.log_mass.sum()).backward()
