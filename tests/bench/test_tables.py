@@ -54,6 +54,14 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
             if form == "recurrent":
                 metrics["fwd_time_over_chunkwise"] = one(6.0)
             made.add("op/scan", {**case, "form": form}, metrics, PASSED)
+    for activity in ("train", "prefill", "decode"):
+        case = {"model": "small", "B": 1, "T": 64, "dtype": "float32"}
+        over = "time_over_retnet_int8" if activity == "decode" else "time_over_retnet"
+        for by, metrics in (
+            ("retnet", {"tokens_per_s": Spread.of([3.0])}),
+            ("rwkv", {"tokens_per_s": Spread.of([1.0]), over: Spread.of([3.0])}),
+        ):
+            made.add(f"rwkv/{activity}", {**case, "by": by}, metrics, PASSED)
     for T in (8192, 2048):
         for by in ("transformers 5 Llama", "retnet"):
             case = {**model, "B": 1, "T": T, "precision": "float32", "by": by}
@@ -211,7 +219,7 @@ def test_docs_do_not_show_quick_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_marker_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='no table "op"; name one of ops, scan, train, forms'):
+    with pytest.raises(ValueError, match='no table "op"; name one of ops, scan, rwkv, train'):
         update_docs(page(tmp_path, "op"), tmp_path)
 
 

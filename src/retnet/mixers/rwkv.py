@@ -80,8 +80,9 @@ class RWKV(PreciseParameters, nn.Module):
         self.time_decay = nn.Parameter(torch.empty(A))
         self.time_first = nn.Parameter(torch.empty(A))
         if config.token_shift:
-            for name in ("mix_k", "mix_v", "mix_r"):
-                self.register_parameter(name, nn.Parameter(torch.empty(d_model)))
+            self.mix_k = nn.Parameter(torch.empty(d_model))
+            self.mix_v = nn.Parameter(torch.empty(d_model))
+            self.mix_r = nn.Parameter(torch.empty(d_model))
         self.k_proj = nn.Linear(d_model, A, bias=False)
         self.v_proj = nn.Linear(d_model, A, bias=False)
         self.r_proj = nn.Linear(d_model, A, bias=False)
@@ -132,7 +133,7 @@ class RWKV(PreciseParameters, nn.Module):
         """Begin single steps; see `Steps`."""
         *shift, mean, log_mass, seen = state
         nothing = log_mass.where((seen > 0)[:, None], NOTHING)
-        return OpenedRWKV(*(shift or [mean[:, :0]]), mean, nothing)
+        return OpenedRWKV(shift[0] if shift else mean[:, :0], mean, nothing)
 
     def close_state(self, opened: OpenedRWKV) -> RWKVState | WKVState:
         """The plain state again; see `Steps`."""

@@ -148,7 +148,8 @@ def test_keys_of_any_size_give_finite_and_right_numbers_in_float32(
     low, high = {"+-110": (-110, 110), "+-200": (-200, 200), "near -200": (-201, -199)}[size]
     k.uniform_(low, high).copy_(k.float())
     exact, exact_state = wkv(k, v, d, u, form="parallel")
-    given = k, v, d, u = [x.float().requires_grad_() for x in (k, v, d, u)]
+    given = [x.float().requires_grad_() for x in (k, v, d, u)]
+    k, v, d, u = given
     y, state = wkv(k, v, d, u, form=form)
     assert (y.double() - exact).abs().max() < 1e-4
     assert (state.mean.double() - exact_state.mean).abs().max() < 1e-4
@@ -167,7 +168,8 @@ def test_rounding_errors_are_those_of_the_definition(T: int, form: Form) -> None
         ("got", torch.float32, form),
     ):
         given = [x.requires_grad_() for x in inputs(T, dtype=dtype)]
-        y, state = wkv(*given, form=how)  # type: ignore[arg-type]
+        k, v, d, u = given
+        y, state = wkv(k, v, d, u, form=how)  # type: ignore[arg-type]
         found[name] = [y, state.mean, *torch.autograd.grad(y.square().sum(), given)]
     all_ = zip(found["got"], found["plain"], found["exact"], strict=True)
     for i, (got, plain, exact) in enumerate(all_):

@@ -109,8 +109,8 @@ class _WKV(torch.autograd.Function):
         parts = _parts(k.shape[1], num_blocks)
         kept = []
         for part in parts:
-            of = map(part.of, (keys, decays, marks, odds))
-            log_mass, share = _log_masses(*of, log_mass)
+            k_p, decays_p, marks_p, odds_p = map(part.of, (keys, decays, marks, odds))
+            log_mass, share = _log_masses(k_p, decays_p, marks_p, odds_p, log_mass)
             kept.append(share)
         for odds_b, f_b, valid_b in blocks(odds, f, _flags(valid)):
             torch.neg(odds_b, out=f_b).sigmoid_()
@@ -250,18 +250,24 @@ def _walk_masses(steps: Sequence[tuple[Tensor, Tensor]], gain: Tensor) -> Tensor
 def _means(f: Tensor, v: Tensor, kept: Tensor | None, before: Tensor, means: Tensor) -> Tensor:
     """Write the mean before each token; the one after all, (B, A)."""
     steps = list(zip(f.unbind(2), v.unbind(2), strict=True))
-    begin = before[:, None]
-    if kept is not None:
-        own = torch.zeros_like(kept)
-        for f_t, v_t in steps:
-            torch.lerp(own, v_t, f_t, out=own)
-        ends = _join(before, own.unbind(1), kept.unbind(1))
-        begin, after = torch.stack(ends[:-1], 1), ends[-1]
     m = means.unbind(2)
-    m[0].copy_(begin)
-    for (f_t, v_t), m_t, m_next in zip(steps[:-1], m, m[1:], strict=False):
+    if kept is None:
+        _walk_means(steps, m, before[:, None])
+        return torch.lerp(m[-1], v[:, :, -1], f[:, :, -1])[:, 0]
+    own = torch.zeros_like(kept)
+    for f_t, v_t in steps:
+        torch.lerp(own, v_t, f_t, out=own)
+    ends = _join(before, own.unbind(1), kept.unbind(1))
+    _walk_means(steps, m, torch.stack(ends[:-1], 1))
+    return ends[-1]
+
+
+def _walk_means(
+    steps: Sequence[tuple[Tensor, Tensor]], means: Sequence[Tensor], begin: Tensor
+) -> None:
+    means[0].copy_(begin)
+    for (f_t, v_t), m_t, m_next in zip(steps, means, means[1:], strict=False):
         torch.lerp(m_t, v_t, f_t, out=m_next)
-    return after if kept is not None else torch.lerp(m[-1], steps[-1][1], steps[-1][0])[:, 0]
 
 
 def _sums(own: Tensor, rest: Tensor, kept: Tensor | None, end: Tensor) -> Tensor:
