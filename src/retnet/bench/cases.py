@@ -290,8 +290,8 @@ SCANS = {
     ),
 }
 QUICK_SCANS = {
-    f"quick {dtype}": ScanCase(dtype=dtype, factors=factors, T=40, N=8)
-    for dtype, factors in (("complex64", "channel"), ("float32", "token"))
+    "quick complex64": ScanCase(dtype="complex64", factors="channel", T=40, N=8),
+    "quick float32": ScanCase(dtype="float32", factors="token", T=40, N=8),
 }
 RWKV_169M: dict[str, Any] = {
     "model": "169m",

@@ -96,7 +96,8 @@ def _with_fields(config: DecoderConfig, fields: Callable[[int], dict[str, Any]])
                 f"layer {index} mixes tokens by {kind}; the layout is one of attention: take "
                 'rival(config, "attention") first'
             )
-        new = replace(layer, mixer=replace(mixer, **PLAIN | fields(index)), repeat=1)
+        plain: Any = mixer  # what isinstance leaves is a BranchConfig
+        new = replace(layer, mixer=replace(plain, **PLAIN | fields(index)), repeat=1)
         if layers and replace(layers[-1], repeat=1) == new:
             layers[-1] = replace(new, repeat=layers[-1].repeat + 1)
         else:
