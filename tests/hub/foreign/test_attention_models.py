@@ -1,6 +1,7 @@
 """Llama, Mistral and MPT from and to transformers."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ GOLDENS = {"llama_gqa": "llama", "llama_mha_tied": "llama", "mistral_window": "m
 GOLDENS |= {"mpt_alibi": "mpt"}
 ANSWERS = {"llama": {"model_type": "llama"}, "mistral": {}, "mpt": {}}
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4]])
+
+K, EMBED = "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"
+TABLE = "model.layers.0.self_attn.rotary_emb.inv_freq"
+FAR = "model.layers.300000000.self_attn.k_proj.weight"
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -187,6 +192,16 @@ def test_configs_of_older_versions_are_read(tmp_path):
         (llama(), {"hidden_act": "gelu_new"}, "hidden_act .* must be one of 'silu', 'gelu'"),
         (llama(), {"model_type": "gemma"}, 'model_type "gemma" of no format that is known'),
         (llama(), {"num_attention_heads": 3}, r"\(3\) must divide the 16 rows"),
+        (llama(), {"num_hidden_layers": 9}, "num_hidden_layers is 9 in config.json, and 2 by"),
+        (llama(), {"vocab_size": 9}, "vocab_size is 9 in config.json"),
+        (mpt(), {"n_layers": 9}, "n_layers is 9 in config.json"),
+        (llama(), {"rms_norm_eps": -1.0}, r"rms_norm_eps \(-1\.0, config\.json\) must be at least"),
+        (llama(), {"rms_norm_eps": math.nan}, r"rms_norm_eps \(nan\) of config\.json must be"),
+        (llama(), {"num_attention_heads": 0}, "num_attention_heads .* must be at least 1"),
+        (llama(), {"rope_scaling": "linear"}, "rope_scaling .'linear'. of config.json must be a"),
+        (llama(), rope("llama3", factor=2.0), "'low_freq_factor' is missing or no number"),
+        (llama(), {"rope_theta": 7.0}, r"rope_theta is 10000\.0 and 7\.0 in config\.json"),
+        (mpt(), {"attn_config": "plain"}, "attn_config .'plain'. of config.json must be a table"),
         (mistral(), {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types of"),
         (mpt(), {"attn_config": {"alibi": False}}, r"attn_config\.alibi \(False\)"),
         (mpt(), {"attn_config": {"clip_qkv": 6.0}}, r"attn_config\.clip_qkv \(6\.0\)"),
@@ -195,6 +210,35 @@ def test_configs_of_older_versions_are_read(tmp_path):
 )
 def test_what_is_not_implemented_is_refused_by_name(tmp_path, model, changes, message):
     folder = edited(tmp_path / "theirs", model, **changes)
+    with pytest.raises(ValueError, match=message):
+        convert(folder, tmp_path / "ours")
+
+
+def test_what_the_user_says_wins_over_the_config(tmp_path):
+    folder = edited(tmp_path / "theirs", llama())
+    mixer: Any = convert(folder, tmp_path / "ours", answers={"rope_theta": "77"}).config.branches[
+        0
+    ][0]
+    assert mixer.rope_base == 77.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(K), f"{K} is missing"),
+        (lambda w: w.update({K: torch.ones(3)}), rf"{K} has the shape \(3,\), and a matrix is"),
+        (lambda w: w.update({EMBED: torch.tensor(1.0)}), rf"{EMBED} has the shape \(\)"),
+        (lambda w: w.update({TABLE: torch.ones(7)}), f"{TABLE} holds other frequencies"),
+        (lambda w: w.update({FAR: torch.ones(1)}), "tensors of model.layers.2 are missing"),
+        (lambda w: w.update({K: w[K].to(torch.float8_e4m3fn)}), "torch.float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_are_not_what_a_name_means_are_refused(tmp_path, change, message):
+    folder = edited(tmp_path / "theirs", llama())
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    (folder / "model.safetensors").unlink()
+    save_weights(folder / "pytorch_model.bin", weights)
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "ours")
 

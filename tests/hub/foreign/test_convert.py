@@ -29,9 +29,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from retnet.hub.foreign import convert
+from retnet.hub.foreign import convert, sources
 
-D, F, V, LAYERS = 512, 1024, 8192, 12
+sources.RENEW_BYTES = 1 << 24  # so that a smaller model tells
+D, F, V, LAYERS = 256, 512, 4096, 12
 SAID = {"decoder_retention_heads": "2", "use_lm_decay": "false", "activation_fn": "swish",
         "layernorm_eps": "1e-6", "no_scale_embedding": "true"}
 SHAPES = {"retention.q_proj": (D, D), "retention.k_proj": (D, D), "retention.v_proj": (F, D),
@@ -73,7 +74,7 @@ for name, to, dtype in (("a.safetensors", "retnet", None), ("b.pt", "retnet", to
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads peak memory from Linux's /proc")
 def test_memory_is_that_of_a_tensor_and_not_of_the_model(tmp_path: Path) -> None:
-    """A model of 200 MB, whose largest tensor has 16 MB."""
+    """A model of 52 MB, whose largest tensor has 4 MB."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, tmp_path, SOURCE],
         capture_output=True,
@@ -83,7 +84,7 @@ def test_memory_is_that_of_a_tensor_and_not_of_the_model(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     grown = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()}
-    largest, window = 8192 * 512 * 4, 1 << 26
+    largest, window = 4096 * 256 * 4, 1 << 24
     assert len(grown) == 3
     for name, num_bytes in grown.items():
         assert num_bytes < 1.3 * largest + window, (name, num_bytes)
@@ -182,6 +183,23 @@ def test_a_conversion_that_breaks_off_leaves_what_was_there(exists: bool, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["ours"] * exists
     if exists:
         assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_a_target_is_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that one is in, and a link to one."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "here")
+    for target in (Path(), tmp_path / "link"):
+        convert(SOURCE.resolve(), target)
+        assert (target / "model.safetensors").exists()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_target_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be written: .*Not a directory"):
+        convert(SOURCE, tmp_path / "file" / "ours")
 
 
 def test_progress_counts_bytes(tmp_path: Path) -> None:

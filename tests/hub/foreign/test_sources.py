@@ -203,7 +203,10 @@ def quantised(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             "sharded by FSDP",
         ),
         (lambda w: w | {"layers.0.ffn.fc1.qweight": torch.ones(1)}, "GPTQ, AWQ or bitsandbytes"),
-        (quantised, r"no floating-point numbers \(layers.0.retention.q_proj.weight, torch.int8"),
+        (
+            quantised,
+            r"16, 32 or 64 bits with a point \(layers.0.retention.q_proj.weight, torch.int8",
+        ),
         (lambda w: w | {"layers.1.moe_layer.gate.wg.weight": torch.ones(1)}, r"experts \(MoE\)"),
         (lambda w: w | {"layers.0.retention.q_proj.A.weight": torch.ones(1)}, "multiway"),
         (lambda _: {"base_model.x.lora_A.weight": torch.ones(1)}, "a LoRA adapter"),
@@ -258,8 +261,18 @@ def test_damaged_files_are_told_from_others(tmp_path: Path) -> None:
             convert(file, tmp_path / "ours")
     text = tmp_path / "model.bin"
     text.write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"is a pointer of Git LFS.*git lfs pull"):
+        convert(text, tmp_path / "ours")
+    text.write_text("<html>404</html>", encoding="utf-8")
     with pytest.raises(ValueError, match="is no file of weights that is known"):
         convert(text, tmp_path / "ours")
+    old = tmp_path / "old.pt"  # as PyTorch wrote before 1.6
+    torch.save(golden_weights(NAME), old, _use_new_zipfile_serialization=False)
+    whole = old.read_bytes()
+    for length in (2, 30, 100, 400, len(whole) - 9):
+        old.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="it is damaged or no file of weights"):
+            convert(old, tmp_path / "ours")
     with pytest.raises(ValueError, match="does not exist; give a checkpoint's"):
         convert(tmp_path / "nothing", tmp_path / "ours")
 

@@ -20,6 +20,8 @@ class Question(NamedTuple):
         default: taken, and reported, where the answer is missing; only for what every writer of
             the format agrees on.
         choices: all values that can be converted; empty for any.
+        least: the smallest value that means anything; None for any.
+        stored: what the config says of it in another place than under its name; None if nothing.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Question(NamedTuple):
     usual: str
     default: Any = ASK
     choices: tuple[Any, ...] = ()
+    least: float | None = None
+    stored: Any = None
 
 
 class Answer(NamedTuple):
@@ -113,11 +117,8 @@ class Answers:
     def _find(self, question: Question) -> Answer | None:
         if question.name in self._given:
             value, origin = _parse(question, self._given[question.name]), "--set"
-        elif self._config.get(question.name) is not None:
-            value, origin = (
-                _typed(question, self._config[question.name], self._origin),
-                self._origin,
-            )
+        elif (stored := self._stored(question)) is not None:
+            value, origin = _typed(question, stored, self._origin), self._origin
         elif question.default is not ASK:
             return Answer(question.name, question.default, "default of the format")
         else:
@@ -127,7 +128,21 @@ class Answers:
                 f"{question.name} ({value!r}, {origin}) cannot be converted; it must be one of "
                 f"{', '.join(map(repr, question.choices))}"
             )
+        if question.least is not None and value < question.least:
+            raise ValueError(
+                f"{question.name} ({value}, {origin}) must be at least {question.least}; correct "
+                f"it with --set {question.name}=..."
+            )
         return Answer(question.name, value, origin)
+
+    def _stored(self, question: Question) -> Any:
+        values = [x for x in (question.stored, self._config.get(question.name)) if x is not None]
+        if len(values) == 2 and values[0] != values[1]:
+            raise ValueError(
+                f"{question.name} is {values[0]} and {values[1]} in {self._origin}; say which with "
+                f"--set {question.name}=..."
+            )
+        return values[0] if values else None
 
 
 def _parse(question: Question, text: str) -> Any:
@@ -143,9 +158,10 @@ def _parse(question: Question, text: str) -> Any:
 
 
 def _typed(question: Question, value: Any, origin: str) -> Any:
-    if question.kind is float and type(value) is int:
+    if question.kind is float and type(value) is int and abs(value) < 2**63:
         value = float(value)
-    if type(value) is not question.kind:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if type(value) is not question.kind or not finite:
         raise ValueError(
             f"{question.name} ({value!r}) of {origin} must be of type {question.kind.__name__}; "
             f"correct it, or override it with --set {question.name}=..."

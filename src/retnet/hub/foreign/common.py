@@ -14,9 +14,44 @@ from retnet.model import DecoderConfig
 
 
 def num_layers(names: Iterable[str], prefix: str) -> int:
-    """How many layers there are, by the numbers that follow `prefix` in names."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return 1 + max((int(m[1]) for name in names if (m := pattern.match(name))), default=-1)
+    """How many layers there are, by the numbers that follow `prefix` in names.
+
+    Raises:
+        ValueError: a number between is missing.
+    """
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
+    found = {int(match[1]) for name in names if (match := pattern.match(name))}
+    for index in range(len(found)):
+        if index not in found:
+            raise ValueError(
+                f"tensors of {prefix}{index} are missing, and those of {prefix}{max(found)} are "
+                "there; the file is incomplete, or one of several"
+            )
+    return len(found)
+
+
+def matrix(source: Source, name: str) -> tuple[int, int]:
+    """Rows and columns of a tensor.
+
+    Raises:
+        ValueError: it is missing, or no matrix.
+    """
+    if name not in source.entries:
+        raise ValueError(f"{name} is missing; the file is incomplete, or one of several")
+    shape = source.entries[name].shape
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} has the shape {shape}, and a matrix is wanted; fetch it again")
+    return shape[0], shape[1]
+
+
+def sizes_agree(answers: Answers, **found: int) -> None:
+    """Note sizes that were read off the weights, by the names that the config has for them.
+
+    Raises:
+        ValueError: the config says otherwise, as where layers are missing from a file.
+    """
+    for name, size in found.items():
+        answers.take(name, size)
 
 
 def is_tied(source: Source, answers: Answers, option: str, embedding: str, head: str) -> bool:
@@ -36,7 +71,7 @@ def is_tied(source: Source, answers: Answers, option: str, embedding: str, head:
         return answers.take(option, True, f"there is no {head}")
     said = answers.read(Question(option, bool, "true or false", default=None))[option]
     if said is None:
-        same_shape = source.entries[embedding] == source.entries[head]
+        same_shape = source.entries.get(embedding) == source.entries[head]
         said = same_shape and torch.equal(source.read(embedding), source.read(head))
         answers.take(option, said)
     return said

@@ -106,7 +106,8 @@ def convert(
         ValueError: the source is not known, damaged or hostile, the target format cannot express
             it, options are missing (`MissingAnswers`), or the target exists.
     """
-    source, target, written = Path(source), Path(target), format_named(to)
+    # "." has no name, and a link stays where it is
+    source, target, written = Path(source), Path(target).resolve(), format_named(to)
     _refuse_existing(source, target, force)
     opened = open_source(source)
     found, version = recognise(opened)
@@ -118,11 +119,10 @@ def convert(
     translation = written.express(theirs.decoder, said)
     said.refuse_unused()
     out = _export(ours, translation, written, dtype if to != "retnet" else None)
-    whole = target.resolve()  # "." has no name
-    staging = whole.with_name(f".{whole.name}.tmp")
+    staging = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
+        staging.mkdir(parents=True)
         with torch.no_grad():
             tensors = _read_all(out, progress or _silent)
             write_atomic(
@@ -130,6 +130,10 @@ def convert(
             )
         _describe_folder(staging, written, translation, out, kept)
         _move(staging, target)
+    except OSError as error:
+        raise ValueError(
+            f"{target} cannot be written: {error}; make room, or give a folder that can be"
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Report(
@@ -228,7 +232,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 
 def _refuse_existing(source: Path, target: Path, force: bool) -> None:
-    if target.resolve() == source.resolve():
+    if target == source.resolve():
         raise ValueError(f"source and target are both {target}; give another folder to write")
     if not target.exists():
         return
@@ -239,23 +243,28 @@ def _refuse_existing(source: Path, target: Path, force: bool) -> None:
 
 
 def _move(staging: Path, target: Path) -> None:
-    """Put the new files in place: a new folder at once, files of an old one each at once."""
-    if not target.exists() or not any(target.iterdir()):
-        if target.exists():
-            target.rmdir()
+    """Put the new files in place: a new folder at once, files of an old one each at once.
+
+    An old one stays the folder that it is, even if empty: somebody may be in it.
+    """
+    if not target.exists():
         staging.rename(target)
         return
-    for name in (*_MODEL_FILES,):
-        if (target / name).exists() and not (staging / name).exists():
-            (target / name).unlink()
-    for file in staging.iterdir():
-        file.replace(target / file.name)
+    for name in _MODEL_FILES:
+        if name == CONFIG or not (staging / name).exists():  # no config beside other weights
+            (target / name).unlink(missing_ok=True)
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == CONFIG):
+        file.replace(target / file.name)  # the config last: it makes the folder a model
 
 
 _MODEL_FILES = (
     CONFIG,
     WEIGHTS,
     f"{WEIGHTS}.index.json",
+    "model.pth",
+    "model.bin",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -4,8 +4,18 @@ Its RetNet has RoPE's angles, no score normaliser, and a head norm with or witho
 from before February 2025 hold the two inner matrices of the gated network as one.
 """
 
+import torch
+
 from retnet.hub.foreign.answers import Answers, Question
-from retnet.hub.foreign.common import ends, is_tied, num_layers, refuse, uniform_branches
+from retnet.hub.foreign.common import (
+    ends,
+    is_tied,
+    matrix,
+    num_layers,
+    refuse,
+    sizes_agree,
+    uniform_branches,
+)
 from retnet.hub.foreign.format import Format, States, Translation
 from retnet.hub.foreign.rules import SAME, Grouped, Paired, Rule, Stacked, one
 from retnet.hub.foreign.states import from_fla, to_fla
@@ -20,8 +30,8 @@ MODEL_TYPE = Question(
     "retnet (its other models have tensors of the same names)",
     choices=("retnet",),
 )
-HEADS = Question("num_heads", int, "hidden_size / 256")
-EPS = Question("norm_eps", float, "1e-6 (its default) or 1e-5")
+HEADS = Question("num_heads", int, "hidden_size / 256", least=1)
+EPS = Question("norm_eps", float, "1e-6 (its default) or 1e-5", least=0)
 ACTIVATION = Question("hidden_act", str, "swish (its default)", choices=("swish", "silu"))
 GROUPS = Question("num_kv_heads", int, "num_heads", default=None)
 FUSED_NORM = Question("fuse_norm", bool, "true (its default) or false", default=True)
@@ -54,18 +64,19 @@ def _describe(source: Source, answers: Answers) -> Translation:
             raise ValueError(f"{name} of {source.origin}: {what} cannot be converted")
 
     def rows(name: str) -> int:
-        return source.entries[LAYER + name].shape[0]
+        return matrix(source, LAYER + name)[0]
 
     affine = [name for name in HEAD_NORMS if LAYER + name in source.entries]
     gate = LAYER + "attn.g_proj.weight" in source.entries
     answers.take("use_output_gate", gate)
     answers.take("elementwise_affine", bool(affine))
     # the output has one column for each value
-    value_width = source.entries[LAYER + "attn.o_proj.weight"].shape[1]
+    _, value_width = matrix(source, LAYER + "attn.o_proj.weight")
     answers.read(MODEL_TYPE)
     said = answers.read(EPS, ACTIVATION)
     if affine:
-        num_heads = answers.take("num_heads", value_width // rows(affine[0]), affine[0])
+        head_width = torch.Size(source.entries[LAYER + affine[0]].shape).numel()
+        num_heads = answers.take("num_heads", value_width // max(head_width, 1), affine[0])
     else:
         num_heads = answers.read(HEADS)["num_heads"]
     num_groups = num_heads * rows("attn.k_proj.weight") // rows("attn.q_proj.weight")
@@ -81,15 +92,23 @@ def _describe(source: Source, answers: Answers) -> Translation:
         head_norm_affine=bool(affine),
         norm_eps=said["norm_eps"],
     )
-    width = source.entries[LAYER + "mlp.down_proj.weight"].shape[1]
-    vocab_size, d_model = source.entries[EMBEDDING].shape
+    _, width = matrix(source, LAYER + "mlp.down_proj.weight")
+    vocab_size, d_model = matrix(source, EMBEDDING)
+    layers = num_layers(source.entries, "model.layers.")
+    sizes_agree(
+        answers,
+        vocab_size=vocab_size,
+        hidden_size=d_model,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+    )
     config = DecoderConfig(
         d_model=d_model,
         layers=(
             LayerConfig(
                 mixer=retention,
                 channel=GLUConfig(width=width, activation="swish"),
-                repeat=num_layers(source.entries, "model.layers."),
+                repeat=layers,
             ),
         ),
         vocab_size=vocab_size,

@@ -16,8 +16,10 @@ from retnet.hub.foreign.common import (
     differences,
     ends,
     is_tied,
+    matrix,
     num_layers,
     refuse,
+    sizes_agree,
     uniform_branches,
 )
 from retnet.hub.foreign.format import Format, States, Translation
@@ -31,8 +33,8 @@ from retnet.ops.gate import Activation
 from retnet.ops.rope_scaling import scaled_frequencies
 from retnet.ops.rotation import frequencies
 
-EPS = Question("rms_norm_eps", float, "1e-5 (Llama 2, 3, Mistral) or 1e-6 (Llama 1)")
-HEADS = Question("num_attention_heads", int, "hidden_size / 128")
+EPS = Question("rms_norm_eps", float, "1e-5 (Llama 2, 3, Mistral) or 1e-6 (Llama 1)", least=0)
+HEADS = Question("num_attention_heads", int, "hidden_size / 128", least=1)
 ACTIVATIONS: dict[str, Activation] = {"silu": "swish", "gelu": "gelu", "relu": "relu"}
 ACTIVATION = Question("hidden_act", str, "silu", choices=tuple(ACTIVATIONS))
 MAX_LEN = Question("max_position_embeddings", int, "2048; no limit here", default=2048)
@@ -66,11 +68,20 @@ def _describer(kind: str) -> Callable[[Source, Answers], Translation]:
         if kind == "llama" or "model_type" in source.config:
             answers.read(model_type)
         said = answers.read(EPS, HEADS, ACTIVATION)
+        inner, _ = matrix(source, LAYER + "mlp.gate_proj.weight")
+        layers = num_layers(source.entries, "model.layers.")
         base, scaling = read_rope(source, answers)
-        width = source.entries[EMBEDDING].shape[1]
+        vocab_size, width = matrix(source, EMBEDDING)
+        sizes_agree(
+            answers,
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+        )
         num_heads = said["num_attention_heads"]
         q_rows, k_rows = (
-            source.entries[f"{LAYER}self_attn.{name}_proj.weight"].shape[0] for name in "qk"
+            matrix(source, f"{LAYER}self_attn.{name}_proj.weight")[0] for name in "qk"
         )
         if q_rows % num_heads:
             raise ValueError(
@@ -92,15 +103,14 @@ def _describer(kind: str) -> Callable[[Source, Answers], Translation]:
         )
         mlp_bias = LAYER + "mlp.gate_proj.bias" in source.entries
         channel = GLUConfig(
-            width=source.entries[LAYER + "mlp.gate_proj.weight"].shape[0],
+            width=inner,
             activation=ACTIVATIONS[said["hidden_act"]],
             bias=answers.take("mlp_bias", mlp_bias) if kind == "llama" else mlp_bias,
         )
-        layers = num_layers(source.entries, "model.layers.")
         config = DecoderConfig(
             d_model=width,
             layers=(LayerConfig(mixer=attention, channel=channel, repeat=layers),),
-            vocab_size=source.entries[EMBEDDING].shape[0],
+            vocab_size=vocab_size,
             norm_eps=said["rms_norm_eps"],
             tie_embeddings=is_tied(source, answers, "tie_word_embeddings", EMBEDDING, HEAD),
         )
@@ -204,10 +214,10 @@ def _rules(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def _window(source: Source, answers: Answers) -> int | None:
-    kinds = set(source.config.get("layer_types") or ["sliding_attention"])
-    if kinds != {"sliding_attention"}:
+    kinds = source.config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "sliding_attention" for kind in kinds):
         raise ValueError(
-            f"layer_types of {source.origin} ({', '.join(sorted(kinds))}) must all be "
+            f"layer_types of {source.origin} ({kinds}) must all be "
             "sliding_attention: layers that differ cannot be converted"
         )
     if "sliding_window" not in source.config:
@@ -223,7 +233,7 @@ def _stored_frequencies(source: Source, mixer: AttentionConfig, width: int) -> d
     else:
         want = scaled_frequencies(mixer.scaling, width, mixer.rope_base)
     for name, table in stored.items():
-        if not torch.allclose(table.double(), want, rtol=TOLERANCE):
+        if table.shape != want.shape or not torch.allclose(table.double(), want, rtol=TOLERANCE):
             raise ValueError(
                 f"{name} holds other frequencies than the config's rope_theta "
                 f"({mixer.rope_base:g}) gives; correct the config, or --set rope_theta=..."

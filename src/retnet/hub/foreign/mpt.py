@@ -13,8 +13,10 @@ from retnet.hub.foreign.common import (
     differences,
     ends,
     is_tied,
+    matrix,
     num_layers,
     refuse,
+    sizes_agree,
     uniform_branches,
 )
 from retnet.hub.foreign.format import Format, States, Translation
@@ -24,8 +26,8 @@ from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.channel import FFNConfig
 from retnet.model import DecoderConfig, LayerConfig
 
-EPS = Question("layer_norm_epsilon", float, "1e-5", default=1e-5)
-HEADS = Question("n_heads", int, "d_model / 128")
+EPS = Question("layer_norm_epsilon", float, "1e-5", default=1e-5, least=0)
+HEADS = Question("n_heads", int, "d_model / 128", least=1)
 MAX_LEN = Question("max_seq_len", int, "2048; no limit here", default=2048)
 
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
@@ -53,12 +55,14 @@ def _describe(source: Source, answers: Answers) -> Translation:
     if source.config.get("logit_scale") is not None:
         raise ValueError(f"logit_scale of {source.origin}: scaled logits cannot be converted")
     said = answers.read(EPS, HEADS)
-    vocab_size, d_model = source.entries[EMBEDDING].shape
-    width = source.entries[BLOCK + "ffn.up_proj.weight"].shape[0]
+    vocab_size, d_model = matrix(source, EMBEDDING)
+    width, _ = matrix(source, BLOCK + "ffn.up_proj.weight")
+    layers = num_layers(source.entries, "transformer.blocks.")
+    sizes_agree(answers, vocab_size=vocab_size, d_model=d_model, n_layers=layers)
     layer = LayerConfig(
         mixer=AttentionConfig(num_heads=said["n_heads"], position="alibi"),
         channel=FFNConfig(width=width, activation="gelu", bias=False),
-        repeat=num_layers(source.entries, "transformer.blocks."),
+        repeat=layers,
     )
     config = DecoderConfig(
         d_model=d_model,
@@ -73,7 +77,9 @@ def _describe(source: Source, answers: Answers) -> Translation:
     return Translation(config, (*_rules(config), *ends(config, EMBEDDING, HEAD, stored)))
 
 
-def _refuse_options(options: Mapping[str, Any], origin: str) -> None:
+def _refuse_options(options: Mapping[str, Any] | Any, origin: str) -> None:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"attn_config ({options!r}) of {origin} must be a table; correct it")
     for name, can in PLAIN.items():
         value = options.get(name, can[0])
         if value not in can:

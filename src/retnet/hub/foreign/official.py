@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from retnet.hub.foreign.answers import Answers, Question
-from retnet.hub.foreign.common import is_tied, num_layers, refuse, uniform_branches
+from retnet.hub.foreign.common import (
+    is_tied,
+    matrix,
+    num_layers,
+    refuse,
+    sizes_agree,
+    uniform_branches,
+)
 from retnet.hub.foreign.rules import SAME, Change, Paired, Rule, one
 from retnet.hub.foreign.tensors import Source
 from retnet.mixers.channel import FFNConfig, GLUConfig
@@ -20,10 +27,13 @@ from retnet.ops.gate import Activation
 from retnet.ops.rotation import Theta, frequencies
 
 EPS = Question(
-    "layernorm_eps", float, "1e-6 (torchscale since September 2023, syncdoth) or 1e-5 (before)"
+    "layernorm_eps",
+    float,
+    "1e-6 (torchscale since September 2023, syncdoth) or 1e-5 (before)",
+    least=0,
 )
 HEAD_EPS = Question(
-    "head_norm_eps", float, "that of layernorm_eps, or 1e-6 (torchscale of August 2023)"
+    "head_norm_eps", float, "that of layernorm_eps, or 1e-6 (torchscale of August 2023)", least=0
 )
 ACTIVATION = Question(
     "activation_fn",
@@ -44,7 +54,7 @@ SCORE_NORM = Question(
     default="scaled",
     choices=("scaled", "torchscale"),
 )
-HEADS = Question("decoder_retention_heads", int, "decoder_embed_dim / 256")
+HEADS = Question("decoder_retention_heads", int, "decoder_embed_dim / 256", least=1)
 LM_DECAY = Question("use_lm_decay", bool, "false (torchscale) or true (an option of syncdoth)")
 ANGLE, DECAY = "retnet_rel_pos.angle", "retnet_rel_pos.decay"
 
@@ -76,12 +86,14 @@ def describe(source: Source, answers: Answers, names: Names, first: bool) -> Dec
     def has(name: str) -> bool:
         return names.prefix + name in source.entries
 
-    def shape(name: str) -> tuple[int, ...]:
-        _require(source, names.prefix + name)
-        return source.entries[names.prefix + name].shape
-
-    value_width = shape("layers.0.retention.v_proj.weight")[0]
-    width, d_model = shape("layers.0.ffn.fc1.weight")
+    embedding = names.prefix + "embed_tokens.weight"
+    vocab_size, d_model = matrix(source, embedding)
+    value_width, _ = matrix(source, names.prefix + "layers.0.retention.v_proj.weight")
+    width, _ = matrix(source, names.prefix + "layers.0.ffn.fc1.weight")
+    layers = num_layers(source.entries, names.prefix + "layers.")
+    sizes_agree(
+        answers, decoder_embed_dim=d_model, decoder_ffn_embed_dim=width, decoder_layers=layers
+    )
     num_heads, decay = _heads_and_decay(source, answers, names)
     questions = (EPS, ACTIVATION, UNSCALED, DEEPNORM, SCORE_NORM, DROPOUT, DROP_PATH)
     said = answers.read(*questions, *(HEAD_EPS,) * first)
@@ -111,12 +123,10 @@ def describe(source: Source, answers: Answers, names: Names, first: bool) -> Dec
     else:
         inner = has("layers.0.ffn.ffn_layernorm.weight")
         channel = FFNConfig(width=width, activation=activation, inner_norm=inner, norm_eps=eps)
-    layers = num_layers(source.entries, names.prefix + "layers.")
-    embedding = names.prefix + "embed_tokens.weight"
     return DecoderConfig(
         d_model=d_model,
         layers=(LayerConfig(mixer=retention, channel=channel, repeat=layers),),
-        vocab_size=shape("embed_tokens.weight")[0],
+        vocab_size=vocab_size,
         norm="layer" if first else "rms",
         norm_eps=eps,
         residual="pre" if pre else "deepnorm" if said["deepnorm"] else "post",
@@ -248,7 +258,9 @@ def _heads_and_decay(source: Source, answers: Answers, names: Names) -> tuple[in
     if name not in source.entries:
         said = answers.read(HEADS, LM_DECAY)
         return said[HEADS.name], "linspace" if said[LM_DECAY.name] else "pow2"
-    stored = source.read(name)
+    stored = source.read(name).flatten()
+    if not len(stored):
+        raise ValueError(f"{name} is empty; fetch the file again")
     num_heads = answers.take(HEADS.name, len(stored), name)
     for rule in ("pow2", "linspace", *_constants(stored[0])):
         if _agree(log_decays(rule, num_heads), stored):
@@ -271,7 +283,7 @@ def _theta(source: Source, names: Names, width: int) -> Theta:
     name = names.prefix + ANGLE
     if name not in source.entries:
         return "linspace"
-    stored = source.read(name)
+    stored = source.read(name).flatten()
     rules: tuple[Theta, ...] = ("linspace", "rope")
     for rule in rules:
         ours = frequencies(rule, width).repeat_interleave(2)
@@ -288,8 +300,3 @@ def _agree(ours: Tensor, stored: Tensor) -> bool:
     tolerance = 4 * max(torch.finfo(stored.dtype).eps, 2.0**-20)
     error = (ours - stored.double()).abs()
     return bool((error <= tolerance * ours.abs() + 1e-6).all())
-
-
-def _require(source: Source, name: str) -> None:
-    if name not in source.entries:
-        raise ValueError(f"{name} is missing; the file is incomplete, or one of several")

@@ -8,6 +8,8 @@ which fairseq keeps its configuration.
 import argparse
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ _ZIP = b"PK\x03\x04"
 
 _BROKEN = (
     *(RuntimeError, EOFError, ValueError, KeyError, IndexError),
-    *(TypeError, AttributeError, AssertionError, OSError),
+    *(TypeError, AttributeError, AssertionError, OSError, struct.error, OverflowError),
 )
 """What PyTorch raises for files that were cut short or altered."""
 
@@ -40,7 +42,10 @@ def load_plain(path: Path) -> Any:
     with path.open("rb") as file:
         mmap = file.read(4) == _ZIP
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),  # of pickles by other protocols
+        ):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from None

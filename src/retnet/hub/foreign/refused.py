@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from retnet.hub.foreign.tensors import Source
 
 NAMES: tuple[tuple[str, str], ...] = (
@@ -57,6 +59,9 @@ NAMES: tuple[tuple[str, str], ...] = (
 OLD_SYNCDOTH = ("qk_dim", "v_dim", "ffn_proj_size", "use_default_gamma")
 
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def refuse_known(source: Source) -> None:
     """Raise ValueError if the checkpoint is one of those that cannot be converted."""
     for pattern, what in NAMES:
@@ -69,14 +74,12 @@ def refuse_known(source: Source) -> None:
             f"{source.path} cannot be converted: it is of syncdoth/RetNet before September 2023 "
             f"({', '.join(old)} in {source.origin}), whose layers differ"
         )
-    not_float = [
-        name for name, entry in source.entries.items() if not entry.dtype.is_floating_point
-    ]
+    not_float = [name for name, entry in source.entries.items() if entry.dtype not in FLOATS]
     if not_float:
         entry = source.entries[not_float[0]]
         raise ValueError(
-            f"{source.path} cannot be converted: it has tensors that are no floating-point numbers "
-            f"({not_float[0]}, {entry.dtype}), as quantised models have"
+            f"{source.path} cannot be converted: its numbers are not all of 16, 32 or 64 "
+            f"bits with a point ({not_float[0]}, {entry.dtype}), as quantised models have"
         )
 
 

@@ -17,23 +17,28 @@ def read_rope(source: Source, answers: Answers) -> tuple[float, RoPEScaling | No
     Raises:
         ValueError: a kind of scaling is not implemented as they have it.
     """
-    said = source.config.get("rope_parameters") or {}
-    said = {**(source.config.get("rope_scaling") or {}), **said}
-    if "rope_theta" in said:
-        base = answers.take("rope_theta", float(said.pop("rope_theta")), source.origin)
-    else:  # configs before 2023 have none, and mean the usual one
-        default = USUAL_BASE if "model_type" in source.config else ASK
-        usual = "10000 (Llama 1 and 2) or 500000 (Llama 3)"
-        base = answers.read(Question("rope_theta", float, usual, default=default))["rope_theta"]
+    said = {**_table(source, "rope_scaling"), **_table(source, "rope_parameters")}
+    # configs before 2023 have no base, and mean the usual one
+    default = USUAL_BASE if "model_type" in source.config else ASK
+    usual = "10000 (Llama 1 and 2) or 500000 (Llama 3)"
+    stored = said.pop("rope_theta", None)
+    asked = Question("rope_theta", float, usual, default, least=1, stored=stored)
+    base = answers.read(asked)["rope_theta"]
     kind = said.pop("rope_type", said.pop("type", "default"))
     said.pop("type", None)
-    if kind not in KINDS or float(said.pop("partial_rotary_factor", 1.0)) != 1.0:
+    parts = said.pop("partial_rotary_factor", 1), source.config.get("partial_rotary_factor", 1)
+    if kind not in KINDS or parts != (1, 1):
         raise ValueError(
             f'rope_type "{kind}" of {source.origin} cannot be converted; there are '
             f"{', '.join(KINDS)}, of whole heads (dynamic frequencies would have to turn keys that "
             "were turned before)"
         )
-    scaling = _scaling(kind, said, source)
+    try:
+        scaling = _scaling(kind, said, source)
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f'rope_type "{kind}" of {source.origin}: {error} is missing or no number; correct it'
+        ) from None
     if kind != "default":
         answers.take("rope_type", kind, source.origin)
     if said:
@@ -42,6 +47,13 @@ def read_rope(source: Source, answers: Answers) -> tuple[float, RoPEScaling | No
             f'"{kind}"; take it out if it changes nothing'
         )
     return base, scaling
+
+
+def _table(source: Source, name: str) -> dict[str, Any]:
+    found = source.config.get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} ({found!r}) of {source.origin} must be a table; correct it")
+    return dict(found)
 
 
 def rope_config(base: float, scaling: RoPEScaling | None) -> dict[str, Any]:

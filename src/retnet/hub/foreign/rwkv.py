@@ -15,7 +15,15 @@ from torch import Tensor
 
 from retnet.hub.foreign import rwkv_states
 from retnet.hub.foreign.answers import Answers, Question
-from retnet.hub.foreign.common import differences, is_tied, num_layers, refuse, uniform_branches
+from retnet.hub.foreign.common import (
+    differences,
+    is_tied,
+    matrix,
+    num_layers,
+    refuse,
+    sizes_agree,
+    uniform_branches,
+)
 from retnet.hub.foreign.format import Format, States, Translation
 from retnet.hub.foreign.rules import SAME, Change, Rule, Shaped, Tied, one
 from retnet.hub.foreign.rwkv_cpp_file import save_rwkv_cpp
@@ -25,7 +33,7 @@ from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
 from retnet.model import DecoderConfig, LayerConfig
 
-EPS = Question("layer_norm_epsilon", float, "1e-5 (all of them)", default=1e-5)
+EPS = Question("layer_norm_epsilon", float, "1e-5 (all of them)", default=1e-5, least=0)
 CONTEXT = Question("context_length", int, "1024; no limit here", default=1024)
 RESCALE = Question("rescale_every", int, "0, or 6 against overflow in float16", default=0)
 
@@ -114,19 +122,22 @@ def _recognise_transformers(source: Source) -> str | None:
 
 
 def _config(source: Source, answers: Answers, rename: Rename, *, tied: bool) -> DecoderConfig:
-    def shape(name: str) -> tuple[int, ...]:
-        if rename(name) not in source.entries:
-            raise ValueError(
-                f"{rename(name)} is missing; the file is incomplete, or one of several"
-            )
-        return source.entries[rename(name)].shape
-
-    vocab_size, d_model = shape("emb.weight")
-    width = shape("blocks.0.att.key.weight")[0]
+    vocab_size, d_model = matrix(source, rename("emb.weight"))
+    width, _ = matrix(source, rename("blocks.0.att.key.weight"))
+    inner, _ = matrix(source, rename("blocks.0.ffn.key.weight"))
+    layers = num_layers(source.entries, rename("blocks.0.").removesuffix("0."))
+    sizes_agree(
+        answers,
+        vocab_size=vocab_size,
+        hidden_size=d_model,
+        num_hidden_layers=layers,
+        attention_hidden_size=width,
+        intermediate_size=inner,
+    )
     layer = LayerConfig(
         mixer=RWKVConfig(width=None if width == d_model else width),
-        channel=RWKVFFNConfig(width=shape("blocks.0.ffn.key.weight")[0]),
-        repeat=num_layers(source.entries, rename("blocks.0.").removesuffix("0.")),
+        channel=RWKVFFNConfig(width=inner),
+        repeat=layers,
     )
     return DecoderConfig(
         d_model=d_model,

@@ -158,8 +158,16 @@ def _opener(path: Path) -> Opener:
             f"{path} is one rank's part of a sharded checkpoint; put the parts together with the "
             "program that wrote them"
         )
-    with path.open("rb") as file:
-        head = file.read(16)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; see to it") from None
+    if head == b"version https://":
+        raise ValueError(
+            f"{path} is a pointer of Git LFS, and not the file that it stands for; fetch that with "
+            "git lfs pull"
+        )
     for knows, opener in CONTAINERS:
         if knows(head):
             return opener
