@@ -53,6 +53,8 @@ class SamplingOptions:
     """Above 1 discourages repetition; 1: off."""
     presence_penalty: Annotated[float, arg(metavar="X")] = 0.0
     """Subtracted from repeated tokens; 0: off."""
+    frequency_penalty: Annotated[float, arg(metavar="X")] = 0.0
+    """The same, once for each time; 0: off."""
     seed: Annotated[int | None, arg(metavar="N")] = None
     """Makes the text repeatable."""
 

@@ -86,14 +86,19 @@ class Reply:
         """Add the next token; return the new piece of text, often empty."""
         assert self.finish_reason is None, "the text has ended"
         if token in self._tokenizer.end_ids:
-            piece = self._show(self._decoder.decode(b"", final=True), last=True)
-            self.finish_reason = "stop"
-            return piece
+            return self.end()
         self.tokens.append(token)
         last = len(self.tokens) == self._max_tokens
         piece = self._show(self._decoder.decode(self._tokenizer.id_bytes(token), final=last), last)
         if last and self.finish_reason is None:
             self.finish_reason = "length"
+        return piece
+
+    def end(self) -> str:
+        """End the text here, as its writer knows that nothing more may follow; return the rest."""
+        assert self.finish_reason is None, "the text has ended"
+        piece = self._show(self._decoder.decode(b"", final=True), last=True)
+        self.finish_reason = "stop"
         return piece
 
     def _show(self, new: str, last: bool) -> str:

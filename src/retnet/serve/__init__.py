@@ -1,0 +1,1 @@
+"""Serve: an engine of constant-size states, sessions, and HTTP above them."""

@@ -1,0 +1,556 @@
+"""The engine: many requests at once, at a memory that never grows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from threading import Lock
+from time import monotonic, perf_counter
+
+import torch
+from torch import Tensor
+
+from retnet.data import Tokenizer
+from retnet.model import Decoder, DecoderState, concat_rows, pack, select_rows
+from retnet.model.state import state_tensors, with_tensors
+from retnet.ops.packed_linear import Weights
+from retnet.serve.engine.grammar import Grammars
+from retnet.serve.engine.pool import Pool, RowSize, trimmed
+from retnet.serve.engine.prefix import PrefixCache, borders
+from retnet.serve.engine.request import (
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    Handle,
+    PromptEvent,
+    Request,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+from retnet.serve.engine.scheduler import Chunk, Scheduler
+from retnet.serve.engine.text import Text, logprob_of
+
+GROWING_CONTEXT = 4096
+"""Tokens of a text at most where states grow with it and nobody says otherwise."""
+MOST_LOGPROBS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What the engine may use.
+
+    Attributes:
+        max_running: texts at most that are read or written at once; the others wait.
+        queue_size: requests that may wait.
+        prefill_budget: tokens of prompts read in one step while texts are written: what the
+            others wait for between two tokens.
+        idle_prefill_budget: likewise, while none is.
+        prefix_cache_bytes: of states kept for prompts that begin alike; 0 keeps none.
+        max_context: tokens of a text at most, prompt and completion and what its state has read.
+            None: no limit where states have a constant size; where they grow, 4096 or what the
+            model can read, if that is less.
+        weights: how the model computes; None for as it is. See `retnet.model.pack`.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    max_running: int = 16
+    queue_size: int = 64
+    prefill_budget: int = 128
+    idle_prefill_budget: int = 1024
+    prefix_cache_bytes: int = 1 << 28
+    max_context: int | None = None
+    weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "queue_size", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} ({value}) must be at least 1")
+        for name in ("prefill_budget", "idle_prefill_budget"):
+            if getattr(self, name) < self.max_running:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) must be at least max_running "
+                    f"({self.max_running}), so that every prompt gets on in every step"
+                )
+        if self.prefix_cache_bytes < 0:
+            raise ValueError(f"prefix_cache_bytes ({self.prefix_cache_bytes}) must not be negative")
+
+
+@dataclass(kw_only=True)
+class EngineStats:
+    """Counters since the start, and how things stand.
+
+    Attributes:
+        running: texts being written.
+        waiting: requests in the queue.
+        rows: texts that hold a place, being read or written; `max_running` at most.
+        tokens_read: of prompts, not counting those that the prefix cache saved.
+        tokens_cached: those.
+        tokens_generated: chosen.
+        prefix_lookups: prompts that the prefix cache was asked for.
+        prefix_hits: of these, how many it knew the beginning of.
+        requests_finished: requests whose texts all ended, well or not.
+        requests_cancelled: requests that were called off.
+        texts_failed: texts that ended with an error.
+        steps: done.
+        step_seconds: all steps together.
+        last_step_seconds: the last one.
+        pool_bytes: what states of `max_running` texts take at most. While a step computes new
+            states there is a second copy, of some layers or all.
+        prefix_bytes: what the prefix cache holds.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    rows: int = 0
+    tokens_read: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    requests_finished: int = 0
+    requests_cancelled: int = 0
+    texts_failed: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    last_step_seconds: float = 0.0
+    pool_bytes: int = 0
+    prefix_bytes: int = 0
+
+
+class _Job:
+    """A request on its way."""
+
+    def __init__(self, handle: Handle, request: Request, texts: list[Text]) -> None:
+        self.handle = handle
+        self.request = request
+        self.texts = texts  # those that have not ended
+        self.borders: set[int] = set()
+        self.state: DecoderState | None = None  # while it is read
+        self.cached = 0
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]
+
+
+class Engine:
+    """Reads prompts and writes texts, all in one batch; no thread and no clock of its own.
+
+    `submit` and `cancel` may be called from any thread, `step` from one.
+
+    A request's tokens do not depend on who shares its batch, but for the last bits of the logits.
+
+    Attributes:
+        stats: see `EngineStats`.
+        max_context: tokens of a text at most; None where there is no limit.
+        grammars: compiles grammars for requests; made when first asked for.
+
+    Example:
+        >>> from retnet.model import preset
+        >>> tokenizer = Tokenizer.bytes()
+        >>> model = Decoder(preset("small-4m", vocab_size=tokenizer.vocab_size)).eval()
+        >>> engine = Engine(model, tokenizer, EngineConfig(max_running=2))
+        >>> handle = engine.submit(Request(prompt=(256, 72, 105), max_tokens=3))
+        >>> events = []
+        >>> while engine.busy:
+        ...     events += engine.step()
+        >>> events[-1].usage.completion_tokens
+        3
+    """
+
+    def __init__(
+        self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None
+    ) -> None:
+        """Make an engine that is idle.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: the model's.
+            config: see `EngineConfig`.
+
+        Raises:
+            ValueError: the tokenizer has more tokens than the model, or `max_context` is more than
+                the model can read.
+        """
+        self.config = config or EngineConfig()
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model knows "
+                f"{model.config.vocab_size}; take the tokenizer that it was trained with"
+            )
+        self.model = model if self.config.weights is None else pack(model, self.config.weights)
+        self.model.eval()
+        self.tokenizer = tokenizer
+        self._size = RowSize.of(self.model)
+        self.max_context = _max_context(self.model, self.config.max_context, self._size)
+        self.stats = EngineStats(
+            pool_bytes=self.config.max_running * self._size.bytes(self.max_context)
+        )
+        self._pool = Pool(self.model, self._size.growing)
+        self._prefixes = PrefixCache(self.config.prefix_cache_bytes)
+        self._scheduler = Scheduler(self.config.max_running, self.config.queue_size)
+        self._jobs: dict[Handle, _Job] = {}
+        self._cancelled: set[Handle] = set()
+        self._handles = count()
+        self._lock = Lock()
+        self._grammars: Grammars | None = None
+        self._last_finish, self._finish_interval_s = monotonic(), 1.0
+
+    @property
+    def grammars(self) -> Grammars:
+        """See the class.
+
+        Raises:
+            ValueError: llguidance is not installed.
+        """
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer)
+        return self._grammars
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._jobs)
+
+    def submit(self, request: Request) -> Handle:
+        """Put a request into the queue.
+
+        Raises:
+            QueueFull: as many as may are waiting.
+            ValueError: the request cannot be served; why.
+        """
+        self._check(request)
+        handle = Handle(next(self._handles))
+        grammar = request.grammar
+        texts = [
+            Text(
+                handle,
+                i,
+                request,
+                self.tokenizer,
+                None if grammar is None else self.grammars.start(grammar),
+            )
+            for i in range(request.num_samples)
+        ]
+        job = _Job(handle, request, texts)
+        at = borders(len(request.prompt), request.marks) if self._caches(request) else []
+        job.borders = set(at)
+        with self._lock:
+            retry = min(max(1.0, self._finish_interval_s), 60.0)
+            self._scheduler.add(handle, request.num_samples, len(request.prompt), at, retry)
+            self._jobs[handle] = job
+            self.stats.waiting = self._scheduler.num_waiting
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """Call a request off: it says nothing more, and the next step begins without it."""
+        with self._lock:
+            if handle in self._jobs:
+                self._cancelled.add(handle)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Read a piece of the prompts, and write the next token of every text.
+
+        Returns:
+            What there is to tell, in order; nothing when the engine is idle.
+        """
+        begin = perf_counter()
+        chunks = self._schedule()
+        if not chunks and not self._pool.owners:
+            return []
+        events: list[Event] = []
+        texts: list[Text] = []
+        logits: list[Tensor] = []
+        entering: dict[Text, DecoderState] = {}
+        if self._pool.owners:
+            owners, predicted = self._pool.step({t: t.unread for t in self._pool.owners})
+            going = [i for i, text in enumerate(owners) if text.finish_reason is None]
+            for text in owners:
+                if text.finish_reason is not None:  # it was only here to read its last token
+                    events.append(self._finish(text, self._pool.state_of(text)))
+            texts += [owners[i] for i in going]
+            logits.append(predicted if len(going) == len(owners) else predicted[going])
+        for job, predicted in self._read(chunks):
+            assert job.state is not None
+            if job.request.echo and job.request.logprobs is not None:
+                told = tuple(job.prompt_logprobs)
+                events.append(PromptEvent(handle=job.handle, logprobs=told))
+            for text in list(job.texts):
+                if text.finish_reason is None:
+                    entering[text] = job.state
+                    texts.append(text)
+                    logits.append(predicted[None])
+                else:  # max_tokens is 0
+                    events.append(self._finish(text, job.state))
+            job.state = None
+        if texts:
+            events += self._write(texts, torch.cat(logits), entering)
+        self._pool.enter(list(entering), list(entering.values()))
+        self._count(perf_counter() - begin)
+        return events
+
+    def _schedule(self) -> list[Chunk]:
+        with self._lock:
+            for handle in self._cancelled:
+                if (job := self._jobs.pop(handle, None)) is not None:
+                    for text in job.texts:
+                        self._pool.leave(text)
+                    self._scheduler.remove(handle)
+                    self.stats.requests_cancelled += 1
+            self._cancelled.clear()
+            for key in self._scheduler.admit():
+                self._begin(self._jobs[Handle(key)])
+            config = self.config
+            idle = not self._pool.owners
+            return self._scheduler.plan(
+                config.idle_prefill_budget if idle else config.prefill_budget
+            )
+
+    def _begin(self, job: _Job) -> None:
+        """Find where a request's reading starts."""
+        request = job.request
+        if request.state is not None:
+            device = self.model.embed_tokens.weight.device
+            tensors = state_tensors(request.state)
+            moved = {name: leaf.to(device) for name, leaf in tensors.items()}
+            job.state = with_tensors(request.state, moved)
+        elif self._caches(request):
+            job.cached, job.state = self._prefixes.longest(request.prompt)
+            self._scheduler.skip(job.handle, job.cached)
+            self.stats.prefix_lookups += 1
+            self.stats.prefix_hits += job.cached > 0
+            self.stats.tokens_cached += job.cached
+        if job.state is None:
+            job.state = self._size.empty
+
+    def _caches(self, request: Request) -> bool:
+        """Whether the prefix cache serves a request: not where every token must be looked at."""
+        told = request.echo and request.logprobs is not None
+        return bool(self.config.prefix_cache_bytes) and request.state is None and not told
+
+    def _read(self, chunks: Sequence[Chunk]) -> list[tuple[_Job, Tensor]]:
+        """Read pieces of prompts; return the requests that are through, and what follows."""
+        through = []
+        for group in _alike(chunks):
+            jobs = [self._jobs[Handle(chunk.key)] for chunk in group]
+            h, state = self._read_together(group, jobs)
+            for row, (chunk, job) in enumerate(zip(group, jobs, strict=True)):
+                own = select_rows(state, [row]) if len(group) > 1 else state
+                job.state = trimmed(own, self._size.growing)
+                if chunk.stop in job.borders:
+                    self._prefixes.keep(job.request.prompt[: chunk.stop], job.state)
+                own_h = h[row, : chunk.stop - chunk.start]
+                if job.request.echo and job.request.logprobs is not None:
+                    self._tell_prompt(job, chunk, own_h)
+                if chunk.stop == len(job.request.prompt):
+                    through.append((job, self.model.head(own_h[-1:])[0]))
+                self.stats.tokens_read += chunk.stop - chunk.start
+        self.stats.prefix_bytes = self._prefixes.num_bytes
+        return through
+
+    def _read_together(
+        self, group: Sequence[Chunk], jobs: Sequence[_Job]
+    ) -> tuple[Tensor, DecoderState]:
+        device = self.model.embed_tokens.weight.device
+        longest = max(chunk.stop - chunk.start for chunk in group)
+        tokens = torch.zeros(len(group), longest, dtype=torch.int64)
+        valid = torch.zeros(len(group), longest, dtype=torch.bool)
+        for row, (chunk, job) in enumerate(zip(group, jobs, strict=True)):
+            size = chunk.stop - chunk.start
+            tokens[row, :size] = torch.tensor(job.request.prompt[chunk.start : chunk.stop])
+            valid[row, :size] = True
+        states = [job.state for job in jobs if job.state is not None]
+        state = states[0] if len(group) == 1 else concat_rows(states)
+        mask = None if bool(valid.all()) else valid.to(device)
+        return self.model.hidden(tokens.to(device), state, valid=mask)
+
+    def _tell_prompt(self, job: _Job, chunk: Chunk, h: Tensor) -> None:
+        prompt, num_top = job.request.prompt, job.request.logprobs
+        assert num_top is not None
+        targets = prompt[chunk.start + 1 : chunk.stop + 1]
+        log_probs = self.model.head(h[: len(targets)]).float().log_softmax(-1)
+        pairs = zip(targets, log_probs, strict=True)
+        job.prompt_logprobs += [logprob_of(token, row, num_top) for token, row in pairs]
+
+    def _write(
+        self, texts: list[Text], logits: Tensor, entering: dict[Text, DecoderState]
+    ) -> list[Event]:
+        """Choose a token for each text; those that end leave, or do not enter at all."""
+        events: list[Event] = []
+        for text, token, told in self._choose(texts, logits, events):
+            self.stats.tokens_generated += 1
+            piece = text.take(token)
+            if text.unread is not None:
+                event = TokenEvent(
+                    handle=text.handle, sample=text.sample, text=piece, token=token, logprob=told
+                )
+                events.append(event)
+                piece = ""
+            if text.finish_reason is None or (text.request.keep_state and text.unread is not None):
+                continue
+            state = entering.pop(text, None)
+            if state is None and text.request.keep_state:
+                state = self._pool.state_of(text)
+            events.append(self._finish(text, state, piece))
+        for text in texts:
+            if text.handle not in self._jobs or text not in self._jobs[text.handle].texts:
+                entering.pop(text, None)  # it failed
+        return events
+
+    def _choose(
+        self, texts: list[Text], logits: Tensor, events: list[Event]
+    ) -> list[tuple[Text, int, TokenLogprob | None]]:
+        scores = logits.float()
+        if scores.shape[1] > self.tokenizer.vocab_size:
+            scores = scores[:, : self.tokenizer.vocab_size]
+        plain = scores
+        if any(text.changes_scores for text in texts):
+            scores = scores.clone()
+        good = []
+        for row, text in enumerate(texts):
+            try:
+                text.prepare(scores[row])
+            except ValueError as error:
+                events.append(self._fail(text, str(error)))
+            else:
+                good.append(row)
+        chosen = [texts[row] for row in good]
+        rows = scores if len(good) == len(texts) else scores[good]
+        try:
+            tokens = Text.choose(chosen, rows) if chosen else []
+        except ValueError:  # some rows offer no token
+            offers = rows.amax(-1).isfinite().tolist()
+            for text, offered in zip(chosen, offers, strict=True):
+                if not offered:
+                    events.append(self._fail(text, _no_token(text)))
+            good = [row for row, offered in zip(good, offers, strict=True) if offered]
+            chosen = [texts[row] for row in good]
+            tokens = Text.choose(chosen, scores[good]) if chosen else []
+        return [
+            (text, token, _told(text, token, plain[row]))
+            for row, text, token in zip(good, chosen, tokens, strict=True)
+        ]
+
+    def _finish(self, text: Text, state: DecoderState | None, piece: str = "") -> FinishEvent:
+        assert text.finish_reason is not None
+        job = self._jobs[text.handle]
+        usage = Usage(len(job.request.prompt), job.cached, len(text.reply.tokens))
+        self._end(text)
+        return FinishEvent(
+            handle=text.handle,
+            sample=text.sample,
+            text=piece,
+            finish_reason=text.finish_reason,
+            usage=usage,
+            state=state if text.request.keep_state else None,
+        )
+
+    def _fail(self, text: Text, message: str) -> ErrorEvent:
+        self.stats.texts_failed += 1
+        self._end(text)
+        return ErrorEvent(handle=text.handle, sample=text.sample, message=message)
+
+    def _end(self, text: Text) -> None:
+        self._pool.leave(text)
+        with self._lock:
+            job = self._jobs[text.handle]
+            job.texts.remove(text)
+            self._scheduler.release(text.handle)
+            if not job.texts:
+                del self._jobs[text.handle]
+                self.stats.requests_finished += 1
+                now = monotonic()
+                interval = now - self._last_finish
+                self._finish_interval_s += 0.2 * (interval - self._finish_interval_s)
+                self._last_finish = now
+
+    def _count(self, seconds: float) -> None:
+        stats = self.stats
+        stats.steps += 1
+        stats.step_seconds += seconds
+        stats.last_step_seconds = seconds
+        stats.running = len(self._pool.owners)
+        with self._lock:
+            stats.waiting = self._scheduler.num_waiting
+            stats.rows = self._scheduler.num_rows
+
+    def _check(self, request: Request) -> None:
+        size = self.tokenizer.vocab_size
+        if not request.prompt:
+            raise ValueError(
+                "prompt has no token to predict from; give at least one: BOS begins a text"
+            )
+        for name, tokens in (("prompt", request.prompt), ("logit_bias", request.logit_bias)):
+            wrong = next((token for token in tokens if not 0 <= token < size), None)
+            if wrong is not None:
+                raise ValueError(f"{name} has token {wrong}; ids are from 0 to {size - 1}")
+        for token, bias in request.logit_bias.items():
+            if not math.isfinite(bias):
+                raise ValueError(f"logit_bias of token {token} ({bias}) must be finite")
+        if not 1 <= request.num_samples <= self.config.max_running:
+            raise ValueError(
+                f"num_samples ({request.num_samples}) must be from 1 to {self.config.max_running}, "
+                "the texts that run at once (max_running)"
+            )
+        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
+            raise ValueError(f"logprobs ({request.logprobs}) must be from 0 to {MOST_LOGPROBS}")
+        if request.state is not None:
+            self._size.check(request.state)
+        self._check_length(request)
+
+    def _check_length(self, request: Request) -> None:
+        if self.max_context is None:
+            return
+        before = 0 if request.state is None else int(request.state.position[0])
+        total = before + len(request.prompt) + request.max_tokens
+        if total > self.max_context:
+            raise ValueError(
+                f"{before} tokens before, {len(request.prompt)} of the prompt and max_tokens "
+                f"({request.max_tokens}) are {total}; this model's states grow with every token, "
+                f"and a text may have {self.max_context} (max_context): shorten one of them"
+            )
+
+
+def _max_context(model: Decoder, wanted: int | None, size: RowSize) -> int | None:
+    limits = [
+        limit
+        for layer in model.layers
+        for branch in layer.branches  # type: ignore[union-attr]
+        if (limit := getattr(branch, "max_tokens", None)) is not None
+    ]
+    able = min(limits, default=None)
+    if wanted is not None:
+        if able is not None and wanted > able:
+            raise ValueError(
+                f"max_context ({wanted}) must be at most {able}, the tokens that this model's "
+                "mixers can read"
+            )
+        return wanted
+    if not size.growing:
+        return able
+    return GROWING_CONTEXT if able is None else min(able, GROWING_CONTEXT)
+
+
+def _alike(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Groups to read in one call each: no chunk is less than half as long as the longest."""
+    groups: list[list[Chunk]] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.start - chunk.stop):
+        size = chunk.stop - chunk.start
+        if groups and 2 * size >= groups[-1][0].stop - groups[-1][0].start:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return groups
+
+
+def _told(text: Text, token: int, logits: Tensor) -> TokenLogprob | None:
+    num_top = text.request.logprobs
+    return None if num_top is None else logprob_of(token, logits.log_softmax(-1), num_top)
+
+
+def _no_token(text: Text) -> str:
+    if text.request.grammar is not None or text.request.logit_bias:
+        return "no token is left to choose: the grammar allows none, or the logit_bias forbids all"
+    return "the model's logits are not finite: it diverged, or overflowed in its precision"
