@@ -1,6 +1,7 @@
 """The engine: continuous batching of texts whose states have a constant size."""
 
-from retnet.serve.engine.engine import Engine, EngineConfig, EngineStats
+from retnet.serve.engine.config import EngineConfig, EngineStats
+from retnet.serve.engine.engine import Engine
 from retnet.serve.engine.grammar import Grammar, Grammars
 from retnet.serve.engine.request import (
     ErrorEvent,

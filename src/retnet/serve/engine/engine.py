@@ -1,8 +1,6 @@
 """The engine: many requests at once, at a memory that never grows."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 from threading import Lock
 from time import monotonic, perf_counter
@@ -10,11 +8,11 @@ from time import monotonic, perf_counter
 import torch
 from torch import Tensor
 
-from retnet.data import Tokenizer
 from retnet.model import Decoder, DecoderState, concat_rows, pack, select_rows
 from retnet.model.state import state_tensors, with_tensors
-from retnet.ops.packed_linear import Weights
-from retnet.serve.engine.grammar import Grammars
+from retnet.serve.engine.config import EngineConfig, EngineStats
+from retnet.serve.engine.grammar import Grammars, ServedTokenizer
+from retnet.serve.engine.limits import Limits, max_context
 from retnet.serve.engine.pool import Pool, RowSize, trimmed
 from retnet.serve.engine.prefix import PrefixCache, borders
 from retnet.serve.engine.request import (
@@ -30,95 +28,6 @@ from retnet.serve.engine.request import (
 )
 from retnet.serve.engine.scheduler import Chunk, Scheduler
 from retnet.serve.engine.text import Text, logprob_of
-
-GROWING_CONTEXT = 4096
-"""Tokens of a text at most where states grow with it and nobody says otherwise."""
-MOST_LOGPROBS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """What the engine may use.
-
-    Attributes:
-        max_running: texts at most that are read or written at once; the others wait.
-        queue_size: requests that may wait.
-        prefill_budget: tokens of prompts read in one step while texts are written: what the
-            others wait for between two tokens.
-        idle_prefill_budget: likewise, while none is.
-        prefix_cache_bytes: of states kept for prompts that begin alike; 0 keeps none.
-        max_context: tokens of a text at most, prompt and completion and what its state has read.
-            None: no limit where states have a constant size; where they grow, 4096 or what the
-            model can read, if that is less.
-        weights: how the model computes; None for as it is. See `retnet.model.pack`.
-
-    Raises:
-        ValueError: a value is outside its range.
-    """
-
-    max_running: int = 16
-    queue_size: int = 64
-    prefill_budget: int = 128
-    idle_prefill_budget: int = 1024
-    prefix_cache_bytes: int = 1 << 28
-    max_context: int | None = None
-    weights: Weights | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_running", "queue_size", "max_context"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1")
-        for name in ("prefill_budget", "idle_prefill_budget"):
-            if getattr(self, name) < self.max_running:
-                raise ValueError(
-                    f"{name} ({getattr(self, name)}) must be at least max_running "
-                    f"({self.max_running}), so that every prompt gets on in every step"
-                )
-        if self.prefix_cache_bytes < 0:
-            raise ValueError(f"prefix_cache_bytes ({self.prefix_cache_bytes}) must not be negative")
-
-
-@dataclass(kw_only=True)
-class EngineStats:
-    """Counters since the start, and how things stand.
-
-    Attributes:
-        running: texts being written.
-        waiting: requests in the queue.
-        rows: texts that hold a place, being read or written; `max_running` at most.
-        tokens_read: of prompts, not counting those that the prefix cache saved.
-        tokens_cached: those.
-        tokens_generated: chosen.
-        prefix_lookups: prompts that the prefix cache was asked for.
-        prefix_hits: of these, how many it knew the beginning of.
-        requests_finished: requests whose texts all ended, well or not.
-        requests_cancelled: requests that were called off.
-        texts_failed: texts that ended with an error.
-        steps: done.
-        step_seconds: all steps together.
-        last_step_seconds: the last one.
-        pool_bytes: what states of `max_running` texts take at most. While a step computes new
-            states there is a second copy, of some layers or all.
-        prefix_bytes: what the prefix cache holds.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    rows: int = 0
-    tokens_read: int = 0
-    tokens_cached: int = 0
-    tokens_generated: int = 0
-    prefix_lookups: int = 0
-    prefix_hits: int = 0
-    requests_finished: int = 0
-    requests_cancelled: int = 0
-    texts_failed: int = 0
-    steps: int = 0
-    step_seconds: float = 0.0
-    last_step_seconds: float = 0.0
-    pool_bytes: int = 0
-    prefix_bytes: int = 0
 
 
 class _Job:
@@ -147,6 +56,7 @@ class Engine:
         grammars: compiles grammars for requests; made when first asked for.
 
     Example:
+        >>> from retnet.data import Tokenizer
         >>> from retnet.model import preset
         >>> tokenizer = Tokenizer.bytes()
         >>> model = Decoder(preset("small-4m", vocab_size=tokenizer.vocab_size)).eval()
@@ -160,7 +70,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None
+        self, model: Decoder, tokenizer: ServedTokenizer, config: EngineConfig | None = None
     ) -> None:
         """Make an engine that is idle.
 
@@ -183,9 +93,12 @@ class Engine:
         self.model.eval()
         self.tokenizer = tokenizer
         self._size = RowSize.of(self.model)
-        self.max_context = _max_context(self.model, self.config.max_context, self._size)
+        self.max_context = max_context(self.model, self.config.max_context, self._size)
         self.stats = EngineStats(
             pool_bytes=self.config.max_running * self._size.bytes(self.max_context)
+        )
+        self._limits = Limits(
+            tokenizer.vocab_size, self.config.max_running, self.max_context, self._size
         )
         self._pool = Pool(self.model, self._size.growing)
         self._prefixes = PrefixCache(self.config.prefix_cache_bytes)
@@ -220,7 +133,7 @@ class Engine:
             QueueFull: as many as may are waiting.
             ValueError: the request cannot be served; why.
         """
-        self._check(request)
+        self._limits.check(request)
         handle = Handle(next(self._handles))
         grammar = request.grammar
         texts = [
@@ -475,62 +388,6 @@ class Engine:
         with self._lock:
             stats.waiting = self._scheduler.num_waiting
             stats.rows = self._scheduler.num_rows
-
-    def _check(self, request: Request) -> None:
-        size = self.tokenizer.vocab_size
-        if not request.prompt:
-            raise ValueError(
-                "prompt has no token to predict from; give at least one: BOS begins a text"
-            )
-        for name, tokens in (("prompt", request.prompt), ("logit_bias", request.logit_bias)):
-            wrong = next((token for token in tokens if not 0 <= token < size), None)
-            if wrong is not None:
-                raise ValueError(f"{name} has token {wrong}; ids are from 0 to {size - 1}")
-        for token, bias in request.logit_bias.items():
-            if not math.isfinite(bias):
-                raise ValueError(f"logit_bias of token {token} ({bias}) must be finite")
-        if not 1 <= request.num_samples <= self.config.max_running:
-            raise ValueError(
-                f"num_samples ({request.num_samples}) must be from 1 to {self.config.max_running}, "
-                "the texts that run at once (max_running)"
-            )
-        if request.logprobs is not None and not 0 <= request.logprobs <= MOST_LOGPROBS:
-            raise ValueError(f"logprobs ({request.logprobs}) must be from 0 to {MOST_LOGPROBS}")
-        if request.state is not None:
-            self._size.check(request.state)
-        self._check_length(request)
-
-    def _check_length(self, request: Request) -> None:
-        if self.max_context is None:
-            return
-        before = 0 if request.state is None else int(request.state.position[0])
-        total = before + len(request.prompt) + request.max_tokens
-        if total > self.max_context:
-            raise ValueError(
-                f"{before} tokens before, {len(request.prompt)} of the prompt and max_tokens "
-                f"({request.max_tokens}) are {total}; this model's states grow with every token, "
-                f"and a text may have {self.max_context} (max_context): shorten one of them"
-            )
-
-
-def _max_context(model: Decoder, wanted: int | None, size: RowSize) -> int | None:
-    limits = [
-        limit
-        for layer in model.layers
-        for branch in layer.branches  # type: ignore[union-attr]
-        if (limit := getattr(branch, "max_tokens", None)) is not None
-    ]
-    able = min(limits, default=None)
-    if wanted is not None:
-        if able is not None and wanted > able:
-            raise ValueError(
-                f"max_context ({wanted}) must be at most {able}, the tokens that this model's "
-                "mixers can read"
-            )
-        return wanted
-    if not size.growing:
-        return able
-    return GROWING_CONTEXT if able is None else min(able, GROWING_CONTEXT)
 
 
 def _alike(chunks: Sequence[Chunk]) -> list[list[Chunk]]:

@@ -2,13 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from retnet.data import Tokenizer
+from retnet.model.reply import Tokenizer
+
+
+@runtime_checkable
+class ServedTokenizer(Tokenizer, Protocol):
+    """What the engine needs of a tokenizer; `retnet.data.Tokenizer` has it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        ...
 
 
 class Grammar(NamedTuple):
@@ -24,7 +34,7 @@ class Grammars:
         ValueError: llguidance is not installed.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: ServedTokenizer) -> None:
         try:
             import llguidance
         except ModuleNotFoundError as error:
@@ -116,7 +126,7 @@ class Matching:
 class _Vocabulary:
     """What llguidance asks of a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: ServedTokenizer) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = tokenizer.end_ids[0]
         self.bos_token_id = tokenizer.bos_id

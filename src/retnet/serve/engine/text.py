@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retnet.data import Tokenizer
-from retnet.model.reply import FinishReason, Reply
+from retnet.model.reply import FinishReason, Reply, Tokenizer
 from retnet.model.sampling import row_generator, sample
 from retnet.serve.engine.grammar import Matching
 from retnet.serve.engine.request import Handle, Request, TokenLogprob
