@@ -23,6 +23,7 @@ from retnet.bench.prefill import bench_prefill
 from retnet.bench.record import Record
 from retnet.bench.rwkv import bench_rwkv
 from retnet.bench.scan import bench_scan
+from retnet.bench.serve import bench_serve
 from retnet.bench.session import Session, Tell
 from retnet.bench.table import Table
 from retnet.bench.tables import TABLES
@@ -41,11 +42,24 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
     "prefill": bench_prefill,
     "document": bench_document,
     "kills": bench_kills,
+    "serve": bench_serve,
     **GPU_BENCHES,
 }
 IN_SUITE = ("ops", "train", "prefill", "decode")
 BENCHES = (
-    *(SUITE, "ops", "scan", "rwkv", "train", "prefill", "decode", "forms", "document", "kills"),
+    *(
+        SUITE,
+        "ops",
+        "scan",
+        "rwkv",
+        "train",
+        "prefill",
+        "decode",
+        "forms",
+        "document",
+        "kills",
+        "serve",
+    ),
     *GPU_BENCHES,
 )
 SHOWN = {

@@ -204,6 +204,18 @@ def document_table(records: Iterable[Record]) -> Table:
     return make_table("Training on one document", columns, labels, rows, records)
 
 
+def serve_table(records: Iterable[Record]) -> Table:
+    """The engine of a server: each load's figures, one in a row."""
+    records = [record for record in records if record.bench == "serve/engine"]
+    labels, rows = [], []
+    for key, metrics in pivot(records, "parameters", "B", "load").items():
+        size, B, load = key
+        for name, spread in metrics.items():
+            labels.append((millions(size), f"{B} rows", f"{load}: {name}"))
+            rows.append((spread_text(spread),))
+    return make_table("Serving", ("load", "figure"), labels, rows, records)
+
+
 def kills_table(records: Iterable[Record]) -> Table:
     """A run killed again and again: when the kills hit, and how long it took."""
     records = [record for record in records if record.bench == "kills"]
@@ -249,6 +261,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "decode": decode_table,
     "document": document_table,
     "kills": kills_table,
+    "serve": serve_table,
     "machine": machine_table,
     "targets": targets_table,
     **GPU_TABLES,

@@ -12,9 +12,10 @@ class EngineConfig:
     Attributes:
         max_running: texts at most that are read or written at once; the others wait.
         queue_size: requests that may wait.
-        prefill_budget: tokens of prompts read in one step while texts are written: what the
-            others wait for between two tokens.
-        idle_prefill_budget: likewise, while none is.
+        prefill_budget: tokens of prompts read in one step while texts are written: what these
+            wait for between two tokens. None: as many as take a little less time than writing
+            does, learnt as it goes, so that the gap between tokens does not double.
+        idle_prefill_budget: tokens read in one step while no text is written; never more.
         prefix_cache_bytes: of states kept for prompts that begin alike; 0 keeps none.
         max_context: tokens of a text at most, prompt and completion and what its state has read.
             None: no limit where states have a constant size; where they grow, 4096 or what the
@@ -27,7 +28,7 @@ class EngineConfig:
 
     max_running: int = 16
     queue_size: int = 64
-    prefill_budget: int = 128
+    prefill_budget: int | None = None
     idle_prefill_budget: int = 1024
     prefix_cache_bytes: int = 1 << 28
     max_context: int | None = None
@@ -39,9 +40,10 @@ class EngineConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} ({value}) must be at least 1")
         for name in ("prefill_budget", "idle_prefill_budget"):
-            if getattr(self, name) < self.max_running:
+            value = getattr(self, name)
+            if value is not None and value < self.max_running:
                 raise ValueError(
-                    f"{name} ({getattr(self, name)}) must be at least max_running "
+                    f"{name} ({value}) must be at least max_running "
                     f"({self.max_running}), so that every prompt gets on in every step"
                 )
         if self.prefix_cache_bytes < 0:
@@ -55,6 +57,7 @@ class EngineStats:
     Attributes:
         running: texts being written.
         waiting: requests in the queue.
+        prefill_budget: tokens of prompts that a step reads now while texts are written.
         rows: texts that hold a place, being read or written; `max_running` at most.
         tokens_read: of prompts, not counting those that the prefix cache saved.
         tokens_cached: those.
@@ -75,6 +78,7 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     rows: int = 0
+    prefill_budget: int = 0
     tokens_read: int = 0
     tokens_cached: int = 0
     tokens_generated: int = 0

@@ -13,6 +13,7 @@ from retnet.model.state import state_tensors, with_tensors
 from retnet.serve.engine.config import EngineConfig, EngineStats
 from retnet.serve.engine.grammar import Grammars, ServedTokenizer
 from retnet.serve.engine.limits import Limits, max_context
+from retnet.serve.engine.pace import Pace
 from retnet.serve.engine.pool import Pool, RowSize, trimmed
 from retnet.serve.engine.prefix import PrefixCache, borders
 from retnet.serve.engine.request import (
@@ -103,6 +104,8 @@ class Engine:
         self._pool = Pool(self.model, self._size.growing)
         self._prefixes = PrefixCache(self.config.prefix_cache_bytes)
         self._scheduler = Scheduler(self.config.max_running, self.config.queue_size)
+        most = self.config.idle_prefill_budget
+        self._pace = Pace(self.config.max_running, most, self.config.prefill_budget)
         self._jobs: dict[Handle, _Job] = {}
         self._cancelled: set[Handle] = set()
         self._handles = count()
@@ -185,7 +188,12 @@ class Engine:
                     events.append(self._finish(text, self._pool.state_of(text)))
             texts += [owners[i] for i in going]
             logits.append(predicted if len(going) == len(owners) else predicted[going])
-        for job, predicted in self._read(chunks):
+        wrote = perf_counter()
+        through = self._read(chunks)
+        if self._pool.owners and chunks:
+            tokens = sum(chunk.stop - chunk.start for chunk in chunks)
+            self._pace.learn(tokens, perf_counter() - wrote, wrote - begin)
+        for job, predicted in through:
             assert job.state is not None
             if job.request.echo and job.request.logprobs is not None:
                 told = tuple(job.prompt_logprobs)
@@ -215,11 +223,9 @@ class Engine:
             self._cancelled.clear()
             for key in self._scheduler.admit():
                 self._begin(self._jobs[Handle(key)])
-            config = self.config
-            idle = not self._pool.owners
-            return self._scheduler.plan(
-                config.idle_prefill_budget if idle else config.prefill_budget
-            )
+            writing = bool(self._pool.owners)
+            budget = self._pace.budget if writing else self.config.idle_prefill_budget
+            return self._scheduler.plan(budget)
 
     def _begin(self, job: _Job) -> None:
         """Find where a request's reading starts."""
@@ -385,6 +391,7 @@ class Engine:
         stats.step_seconds += seconds
         stats.last_step_seconds = seconds
         stats.running = len(self._pool.owners)
+        stats.prefill_budget = self._pace.budget
         with self._lock:
             stats.waiting = self._scheduler.num_waiting
             stats.rows = self._scheduler.num_rows

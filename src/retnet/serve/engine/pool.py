@@ -35,7 +35,7 @@ class Pool:
         self._growing = growing
         self._owners: list[Any] = []
         self._state: DecoderState | None = None
-        self._left = 0  # steps that the opened state has room for; 0: it is plain
+        self._left: int | None = None  # steps that the opened state has room for; None: plain
         self._idle = 0  # steps since rows became nobody's
 
     @property
@@ -56,7 +56,7 @@ class Pool:
         assert self._state is not None
         assert tokens.keys() == set(self.owners)
         self._tidy()
-        if self._left == 0:
+        if not self._left:
             self._state = open_state(self._model, self._closed(), ROOM)
             self._left = ROOM
         device = self._state.position.device
@@ -75,7 +75,7 @@ class Pool:
         if not pairs:
             return
         state = None if self._state is None else self._closed()
-        self._left = 0
+        self._left = None
         holes = [row for row, owner in enumerate(self._owners) if owner is None]
         if state is not None and holes:
             state = _owned(state)
@@ -103,14 +103,14 @@ class Pool:
         position[row] = 0
         self._state = self._state._replace(position=position)
         if not self.owners:
-            self._owners, self._state, self._left = [], None, 0
+            self._owners, self._state, self._left = [], None, None
 
     @torch.inference_mode()
     def state_of(self, owner: Any) -> DecoderState:
         """A copy of an owner's row, plain."""
         assert self._state is not None
         state = select_rows(self._state, [self._owners.index(owner)])
-        if self._left:
+        if self._left is not None:
             state = close_state(self._model, state)
         return copy_state(trimmed(state, self._growing))
 
@@ -127,7 +127,8 @@ class Pool:
     def _closed(self) -> DecoderState:
         assert self._state is not None
         return trimmed(
-            close_state(self._model, self._state) if self._left else self._state, self._growing
+            self._state if self._left is None else close_state(self._model, self._state),
+            self._growing,
         )
 
 

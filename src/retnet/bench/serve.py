@@ -1,0 +1,224 @@
+"""The engine of a server: what it adds to decoding, what company is worth, whom a prompt delays.
+
+The model is fresh, its tokens are numbers, and nothing ends a text before its time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+
+import torch
+
+from retnet.bench.gates import gate_decoding
+from retnet.bench.ours import GREEDY, fresh
+from retnet.bench.record import Gate
+from retnet.bench.session import Session
+from retnet.bench.timing import Spread, in_turns, milliseconds, rates, ratios
+from retnet.model import Decoder, pack, preset
+from retnet.model.decoding import Decoding, prefill
+from retnet.serve.engine import Engine, EngineConfig, FinishEvent, Request, TokenEvent
+
+BENCH = "serve/engine"
+PROMPT = 64
+FOREVER = 1 << 40
+TURNS, CALLS, TURN_SECONDS = 5, 32, 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCase:
+    """An engine and its load.
+
+    Attributes:
+        preset: the decoder's name; it has 4,096 tokens.
+        rows: texts at once.
+        written: tokens of each text where requests come and go.
+        requests: that are answered in company, twice; four are alone.
+        long_prompt: tokens of the prompt that is read while texts are written.
+        quiet_steps: steps timed before it comes.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    preset: str = "small-16m"
+    rows: int = 16
+    written: int = 64
+    requests: int = 32
+    long_prompt: int = 1500
+    quiet_steps: int = 32
+    suite: bool = False
+
+
+CASES = {"small": ServeCase()}
+QUICK_CASES = {
+    "tiny": ServeCase(
+        preset="small-1m", rows=3, written=4, requests=8, long_prompt=400, quiet_steps=4, suite=True
+    )
+}
+
+
+class Numbers:
+    """A tokenizer whose tokens say nothing and never end a text."""
+
+    bos_id = -1
+    end_ids = ()
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str, /) -> list[int]:
+        """Nobody asks for it."""
+        raise NotImplementedError(text)
+
+    def id_bytes(self, token: int, /) -> bytes:  # noqa: ARG002
+        """The same for all."""
+        return b"."
+
+
+def bench_serve(session: Session) -> None:
+    """Measure every case."""
+    cases = session.choose(CASES, QUICK_CASES)
+    session.plan(3 * len(cases))
+    for case in cases.values():
+        model = fresh(preset(case.preset, vocab_size=4096)).eval()
+        gate = gate_decoding(model, "float32")
+        gate.require()
+        packed = pack(model, "float32")
+        fields = {
+            "model": case.preset,
+            "parameters": model.num_parameters(),
+            "dtype": "float32",
+            "B": case.rows,
+        }
+        for what, measure in (
+            ("the engine beside plain decoding", _beside_decoding),
+            ("requests alone and in company", _company),
+            ("a long prompt beside texts", _long_prompt),
+        ):
+            session.begin(f"serve {case.preset}: {what}")
+            extra, metrics, verdict = measure(packed, case)
+            session.recorder.add(BENCH, fields | extra, metrics, verdict)
+    session.end()
+
+
+Result = tuple[dict[str, str | int], dict[str, Spread], Gate]
+
+
+def _engine(model: Decoder, rows: int) -> Engine:
+    numbers = Numbers(model.config.vocab_size)
+    config = EngineConfig(max_running=rows, prefix_cache_bytes=0, queue_size=rows)
+    return Engine(model, numbers, config)
+
+
+def _prompts(model: Decoder, count: int, length: int = PROMPT) -> list[tuple[int, ...]]:
+    random = torch.Generator().manual_seed(length)
+    size = (count, length)
+    tokens = torch.randint(model.config.vocab_size, size, generator=random).tolist()
+    return [tuple(row) for row in tokens]
+
+
+def _writing(model: Decoder, case: ServeCase, rows: int) -> Engine:
+    """An engine that writes `rows` texts without end."""
+    engine = _engine(model, case.rows)
+    for prompt in _prompts(model, rows):
+        engine.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=FOREVER))
+    while engine.stats.running < rows:
+        engine.step()
+    return engine
+
+
+def _beside_decoding(model: Decoder, case: ServeCase) -> Result:
+    """The same rows, by the engine and by `Decoding` in turns; they must write the same."""
+    prompts = _prompts(model, case.rows)
+    decoding = Decoding(model, *prefill(model, torch.tensor(prompts)), GREEDY)
+    same = _same(model, case, prompts)
+    engine = _writing(model, case, case.rows)
+    calls = {"decoding": decoding.__next__, "engine": engine.step}
+    seconds = in_turns(calls, TURNS, CALLS, TURN_SECONDS)
+    metrics = {
+        "decoding_tokens_per_s": rates(float(case.rows), seconds["decoding"]),
+        "engine_tokens_per_s": rates(float(case.rows), seconds["engine"]),
+        "share_of_decoding": ratios(seconds["decoding"], seconds["engine"]),
+    }
+    return {"load": "texts without end"}, metrics, same
+
+
+def _same(model: Decoder, case: ServeCase, prompts: Sequence[tuple[int, ...]]) -> Gate:
+    """Judge the engine's tokens of requests that come and go: those that `Decoding` gives."""
+    engine = _engine(model, case.rows)
+    for i, prompt in enumerate(prompts):
+        engine.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=4 + i))
+    got: dict[int, list[int]] = {}
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, TokenEvent):
+                got.setdefault(event.handle, []).append(event.token)
+    decoding = Decoding(model, *prefill(model, torch.tensor(prompts)), GREEDY)
+    steps = [token.tolist() for token in islice(decoding, 4 + len(prompts))]
+    want = {i: [step[i] for step in steps[: 4 + i]] for i in range(len(prompts))}
+    return Gate(got == want, "the engine writes the tokens that decoding writes")
+
+
+def _company(model: Decoder, case: ServeCase) -> Result:
+    """Requests per second: as many at once as there are rows, and one after another."""
+    prompts = _prompts(model, case.requests)
+    _answer(model, case, prompts[: case.rows], case.rows)  # first calls allocate
+    company, alone, turns = [], [], 2
+    for turn in range(turns):
+        mine = prompts[2 * turn : 2 * turn + 2]
+        alone.append(_answer(model, case, mine, 1))
+        company.append(_answer(model, case, prompts, case.rows))
+    metrics = {
+        "requests_per_s": Spread.of(company),
+        "requests_per_s_alone": Spread.of(alone),
+        "company_over_alone": Spread.of([a / b for a, b in zip(company, alone, strict=True)]),
+    }
+    extra = {"load": "requests", "prompt": PROMPT, "written": case.written}
+    return extra, metrics, Gate(True, "all answered")
+
+
+def _answer(
+    model: Decoder, case: ServeCase, prompts: Sequence[tuple[int, ...]], at_once: int
+) -> float:
+    """Answer requests, always so many at once; return how many in a second."""
+    engine = _engine(model, case.rows)
+    coming = [Request(prompt=p, sampling=GREEDY, max_tokens=case.written) for p in prompts]
+    begin = perf_counter()
+    for _ in range(min(at_once, len(coming))):
+        engine.submit(coming.pop())
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, FinishEvent) and coming:
+                engine.submit(coming.pop())
+    return len(prompts) / (perf_counter() - begin)
+
+
+def _long_prompt(model: Decoder, case: ServeCase) -> Result:
+    """Steps of texts being written, before a long prompt comes and while it is read."""
+    engine = _writing(model, case, case.rows - 1)
+    quiet = [_seconds_of_step(engine) for _ in range(case.quiet_steps)]
+    (prompt,) = _prompts(model, 1, case.long_prompt)
+    handle = engine.submit(Request(prompt=prompt, sampling=GREEDY, max_tokens=1))
+    reading, before = [], engine.stats.tokens_read
+    while engine.stats.tokens_read - before < case.long_prompt:
+        reading.append(_seconds_of_step(engine))
+    engine.cancel(handle)
+    quiet += [_seconds_of_step(engine) for _ in range(case.quiet_steps)]
+    alone = Spread.of(quiet).median
+    metrics = {
+        "gap_quiet_ms": milliseconds(quiet),
+        "gap_reading_ms": milliseconds(reading),
+        "gap_over_quiet": Spread.of([seconds / alone for seconds in reading]),
+        "longest_gap_ms": milliseconds([max(reading)]),
+        "prompt_tokens_per_s": rates(float(case.long_prompt), [sum(reading)]),
+    }
+    extra = {
+        "load": "long prompt",
+        "prompt": case.long_prompt,
+        "prefill_budget": engine.stats.prefill_budget,
+    }
+    return extra, metrics, Gate(True, "all read")
+
+
+def _seconds_of_step(engine: Engine) -> float:
+    engine.step()
+    return engine.stats.last_step_seconds
