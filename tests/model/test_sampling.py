@@ -79,6 +79,8 @@ def test_penalties_are_those_computed_by_hand():
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.0]])
     counts = torch.tensor([[1, 2, 0, 0]])
     assert adjust(logits, sampling, counts).tolist() == [[0.5, -4.5, 1.0, 0.0]]
+    often = Sampling(frequency_penalty=0.25, temperature=0.0)
+    assert adjust(logits, often, counts).tolist() == [[1.75, -2.5, 1.0, 0.0]]
 
 
 def test_truncations_are_those_computed_by_hand():
@@ -121,6 +123,30 @@ def test_sample_is_greedy_at_temperature_0_and_draws_nothing():
     assert sample(logits, Sampling(temperature=0.0), []).tolist() == [1, 0]
     one = [row_generator(seed, 0) for seed in range(2)]
     assert sample(logits, Sampling(top_k=1), one).tolist() == [1, 0]
+
+
+def test_rows_with_settings_of_their_own_are_as_if_alone_to_the_last_bit():
+    settings = [
+        PLAIN,
+        Sampling(temperature=0.0, repetition_penalty=1.5),
+        Sampling(temperature=0.3, top_k=5),
+        Sampling(top_p=0.7, frequency_penalty=0.4),
+        Sampling(min_p=0.2, presence_penalty=-0.5),
+        Sampling(temperature=2.0, top_k=7, top_p=0.9, min_p=0.01, repetition_penalty=0.8),
+    ]
+    logits, counts = torch.randn(6, 50), torch.randint(3, (6, 50))
+    together = adjust(logits, settings, counts)
+    tokens = sample(logits, settings, [row_generator(7, i) for i in range(6)], counts)
+    for i, own in enumerate(settings):
+        row = slice(i, i + 1)
+        assert torch.equal(adjust(logits[row], own, counts[row]), together[row])
+        drawn = sample(logits[row], [own], [row_generator(7, i)], counts[row])
+        assert drawn.tolist() == tokens[row].tolist()
+
+
+def test_settings_for_another_number_of_rows_are_refused():
+    with pytest.raises(ValueError, match="2 settings cannot serve 3 rows; give one per row"):
+        adjust(torch.zeros(3, 4), [PLAIN, PLAIN])
 
 
 def test_sample_draws_tokens_as_often_as_their_probability_says():
@@ -208,6 +234,11 @@ def test_row_generator_depends_on_seed_and_index_alone():
         ("min_p", 1.5, r"min_p \(1.5\) must be from 0 to 1; 0 keeps every token"),
         ("repetition_penalty", 0.0, r"repetition_penalty \(0.0\) must be positive and finite"),
         ("presence_penalty", math.nan, r"presence_penalty \(nan\) must be finite; 0 turns it off"),
+        (
+            "frequency_penalty",
+            math.inf,
+            r"frequency_penalty \(inf\) must be finite; 0 turns it off",
+        ),
         ("temperature", math.nan, r"temperature \(nan\)"),
     ],
 )

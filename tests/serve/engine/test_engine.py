@@ -27,7 +27,7 @@ from retnet.serve.engine import (
 
 TOKENIZER = Tokenizer.bytes()
 GREEDY = Sampling(temperature=0.0)
-SMALL = {"prefill_budget": 7, "idle_prefill_budget": 11, "max_running": 5}
+SMALL: dict[str, Any] = {"prefill_budget": 7, "idle_prefill_budget": 11, "max_running": 5}
 
 
 def decoder(name: str = "retention") -> Decoder:
@@ -241,7 +241,7 @@ def test_logprobs_are_the_models_own_whatever_the_settings(model: Decoder) -> No
     with torch.inference_mode():
         text = torch.tensor([[*changed.prompt, 100, 100]])
         exact = model(text)[0][0, -3:].float().log_softmax(-1)
-    told = [event.logprob for event in events if isinstance(event, TokenEvent)]
+    told = [event.logprob for event in events if isinstance(event, TokenEvent) and event.logprob]
     assert [entry.logprob for entry in told] == pytest.approx(exact[:, 100].tolist(), abs=1e-5)
     assert [entry.top for entry in told] == [(), (), ()]
 
@@ -314,7 +314,7 @@ def test_requests_that_cannot_be_served_are_refused(
 ) -> None:
     engine = engine_of(model)
     with pytest.raises(ValueError, match=message):
-        engine.submit(Request(**({"prompt": (1, 2, 3)} | changes)))
+        engine.submit(replace(Request(prompt=(1, 2, 3)), **changes))
     assert not engine.busy
 
 
@@ -427,4 +427,4 @@ def test_grammars_that_are_wrong_are_refused(model: Decoder) -> None:
 )
 def test_configs_outside_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EngineConfig(**(SMALL | changes))
+        replace(EngineConfig(**SMALL), **changes)

@@ -21,7 +21,7 @@ class Pace:
             most: likewise.
             fixed: a budget that nothing changes; None to learn one.
         """
-        self.budget = min(4 * least, most) if fixed is None else fixed
+        self.budget = least if fixed is None else fixed
         self._least, self._most, self._fixed = least, most, fixed
 
     def learn(self, tokens: int, reading_s: float, writing_s: float) -> None:
