@@ -75,13 +75,7 @@ def max_context(model: Decoder, wanted: int | None, size: RowSize) -> int | None
     Raises:
         ValueError: more is wanted than they can read.
     """
-    limits = [
-        limit
-        for layer in model.layers
-        for branch in layer.branches  # type: ignore[union-attr]
-        if (limit := getattr(branch, "max_tokens", None)) is not None
-    ]
-    able = min(limits, default=None)
+    able = model.max_tokens
     if wanted is not None:
         if able is not None and wanted > able:
             raise ValueError(
