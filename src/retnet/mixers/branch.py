@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from retnet.ops import Layout
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import Program, Read, Vector
-from retnet.types import FormChoice
+from retnet.types import Form, FormChoice
 
 
 class Depth(NamedTuple):
@@ -25,6 +25,13 @@ class Depth(NamedTuple):
 
 ALONE = Depth(0, 1)
 """The place of a branch in a stack of one layer."""
+
+
+def chosen_form(form: FormChoice, tokens: int) -> Form:
+    """The form itself, and for `auto` what is fastest: a step for one token, chunks for more."""
+    if form != "auto":
+        return form
+    return "recurrent" if tokens == 1 else "chunkwise"
 
 
 @runtime_checkable

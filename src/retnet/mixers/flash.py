@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.gated_unit import GatedUnit, UnitInit, check_widths, rotated
 from retnet.ops import Layout
 from retnet.ops.mixed_chunk import MixedChunkState, mixed_chunk
@@ -105,9 +105,7 @@ class FLASH(nn.Module):
         if x.dtype == torch.float16:  # sums over all tokens overflow it
             z, v = z.float(), v.float()
         q = z[:, :, :2] * self.scale(layout).to(z.dtype)
-        if form == "auto":
-            form = "recurrent" if x.shape[1] == 1 else "chunkwise"
-        chunk = self.config.chunk
+        chunk, form = self.config.chunk, chosen_form(form, x.shape[1])
         o, state = mixed_chunk(q, z[:, :, 2:], v, state, chunk=chunk, layout=layout, form=form)
         return self.unit.output(u, o), state
 

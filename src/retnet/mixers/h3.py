@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.diagonal_systems import DiagonalSystems, check_systems
 from retnet.mixers.precise import PreciseParameters
 from retnet.mixers.projection import JointLinear
@@ -181,8 +181,7 @@ class H3(PreciseParameters, nn.Module):
         By tables, if there are any, a single token.
         """
         p = self.config.head_dim
-        if form == "auto":
-            form = "recurrent" if qkv.shape[1] == 1 else "chunkwise"
+        form = chosen_form(form, qkv.shape[1])
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(2)
             past = k.new_zeros(len(k), self.config.shift_taps - 1, k.shape[2])

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, retention
 from retnet.ops.linear_attention import (
@@ -143,8 +143,7 @@ class LinearAttention(nn.Module):
         q, k = (features(y, self.config.feature_map) for y in (q, k))
         q = q * self.D_k**-0.5
         rotated = self._rotated(q, k, layout) if self.config.position == "rope" else None
-        if form == "auto":
-            form = "recurrent" if x.shape[1] == 1 else "chunkwise"
+        form = chosen_form(form, x.shape[1])
         if self.config.normalize:
             assert not isinstance(state, SumState)
             o, state = linear_attention(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.precise import PreciseParameters
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, linear_recurrence
@@ -158,8 +158,6 @@ class LRU(PreciseParameters):
         form: FormChoice = "auto",
     ) -> tuple[Float[Tensor, "B T D"], LRUState]:
         """Mix T tokens; see `Branch` for the contract."""
-        if form == "auto":
-            form = "recurrent" if x.shape[1] == 1 else "chunkwise"
         [u] = self.inward(self, x)
         u = self._units(u.to(torch.promote_types(u.dtype, torch.float32)))  # B T N
         h, last = linear_recurrence(
@@ -167,7 +165,7 @@ class LRU(PreciseParameters):
             self.gamma_log.exp() * u,
             None if state is None else self._units(state.h.flatten(1)),
             layout=layout,
-            form=form,
+            form=chosen_form(form, x.shape[1]),
         )
         y = self._project_out(self._numbers(h).flatten(2).to(x.dtype), x)
         return y, LRUState(self._numbers(last))

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, linear_recurrence
 from retnet.ops.packed_linear import Weights
@@ -120,8 +120,6 @@ class QRNN(nn.Module):
         form: FormChoice = "auto",
     ) -> tuple[Float[Tensor, "B T D"], QRNNState]:
         """Mix T tokens; see `Branch` for the contract."""
-        if form == "auto":
-            form = "recurrent" if x.shape[1] == 1 else "chunkwise"
         c, inputs = state or (None, None)
         past, inputs = self._past(x, inputs, layout)
         [u] = self.inward(self, torch.cat((x, *past), -1))
@@ -132,7 +130,9 @@ class QRNN(nn.Module):
         if self.training and self.config.zoneout:
             kept = torch.rand_like(f) < self.config.zoneout
             f, entering = f.masked_fill(kept, 1), entering.masked_fill(kept, 0)
-        h, c = linear_recurrence(f, entering * z, c, layout=layout, form=form)
+        h, c = linear_recurrence(
+            f, entering * z, c, layout=layout, form=chosen_form(form, x.shape[1])
+        )
         if others:
             h = torch.sigmoid(others[0]) * h
         h = h.to(x.dtype)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth, Place
+from retnet.mixers.branch import ALONE, Depth, Place, chosen_form
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention_program import (
     RetentionLeaves,
@@ -237,11 +237,9 @@ class Retention(nn.Module):
         )
 
     def _choose(self, form: FormChoice, T: int, S: Tensor | None) -> Form:
-        if form != "auto":
-            return form
-        if self.config.score_norm.startswith("torchscale") and S is None:
+        if form == "auto" and self.config.score_norm.startswith("torchscale") and S is None:
             return "parallel"  # the only form that has the row normalizer
-        return "recurrent" if T == 1 else "chunkwise"
+        return chosen_form(form, T)
 
     def _score_norm(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.diagonal_systems import DiagonalSystems, check_systems
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout
@@ -140,8 +140,7 @@ class S4D(nn.Module):
         tables: StepTables | None = None,
     ) -> tuple[Float[Tensor, "B T D"], S4DState]:
         """Pass each channel through its system, in float32 or better; by tables a single token."""
-        if form == "auto":
-            form = "recurrent" if x.shape[1] == 1 else "chunkwise"
+        form = chosen_form(form, x.shape[1])
         h = None if state is None else state.h[:, :, None]
         with torch.autocast(x.device.type, enabled=False):
             u = x[..., None]
