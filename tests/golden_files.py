@@ -36,7 +36,7 @@ class Golden:
 
     def assert_agrees(self, got: Tensor, output: str) -> None:
         """Fail where `got` misses the agreement that its dtype is owed (golden/README.md)."""
-        exact = got.dtype == torch.float64
+        exact = got.dtype in (torch.float64, torch.complex128)
         want = self.arrays[f"{'out64' if exact else 'out'}.{output}"]
         limit = 1e-9 * max(1.0, want.abs().max().item()) if exact else self.tol[output]
         error = (got.detach() - want).abs().max().item()

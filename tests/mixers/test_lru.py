@@ -46,10 +46,7 @@ def test_agrees_with_minimal_lru(dtype: torch.dtype) -> None:
     for t in range(x.shape[1]):
         _, state = run(mixer, x[:, t : t + 1], state if t else None)
         hidden.append(torch.view_as_complex(state.h))
-    got = torch.cat(hidden)
-    want = file.arrays["out64.hidden" if dtype == torch.float64 else "out.hidden"]
-    limit = 1e-9 * want.abs().max() if dtype == torch.float64 else file.tol["hidden"]
-    assert (got - want).abs().max() <= limit
+    file.assert_agrees(torch.cat(hidden), "hidden")
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
