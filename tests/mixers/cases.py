@@ -122,6 +122,9 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
 ONE_FORM = ("attention", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn")
 """What computes the same way whatever form is asked for."""
 
+TWO_FORMS = ("flash", "h3", "s4d")
+"""What takes parallel for chunkwise."""
+
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
     """Name and fields of every case."""
