@@ -183,3 +183,22 @@ def test_a_document_longer_than_the_biases_is_refused(op: Callable[..., object])
     op(k, v, short, layout=Layout.of(B, 9, starts=starts))
     with pytest.raises(ValueError, match=r"token at position 5"):
         op(k, v, short, layout=Layout.of(B, 9, starts=starts.roll(2, 1)))
+
+
+def test_what_full_keeps_for_gradients_does_not_grow_with_the_square_of_the_text() -> None:
+    def kept(T: int) -> int:
+        k, v = (torch.randn(1, T, 4, requires_grad=True) for _ in "kv")
+        bias = torch.zeros(256, 256, requires_grad=True)
+        sizes: dict[int, int] = {}
+        held: list[Tensor] = []
+
+        def note(x: Tensor) -> Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            held.append(x)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            aft_full(k, v, bias)
+        return sum(sizes.values()) - bias.untyped_storage().nbytes()
+
+    assert kept(256) < 2.2 * kept(128)

@@ -1,8 +1,11 @@
 """AFT-full: a bias for every pair of positions, so every key and value is kept."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from retnet.ops.aft.positions import NOTHING, bias_rows
 from retnet.ops.attention.states import AttentionState, appended
@@ -22,6 +25,9 @@ def aft_full(
     layout: Layout | None = None,
 ) -> tuple[Float[Tensor, "B T A"], AttentionState]:
     """Mean of all values so far; e^(k_j + bias_tj) is the weight of token j at t.
+
+    Blocks of queries are computed once more for the gradient, so memory grows with T and not with
+    its square.
 
     Args:
         k: logarithms of weights, of any size.
@@ -55,25 +61,39 @@ def aft_full(
         slot = torch.arange(slots, device=k.device).clamp(max=len(bias) - 1)
         at = torch.cat([slot.expand(len(position), -1), position], 1)
     pairs = Pairs.of(layout, slots)
+    starts = range(slots, slots + T, BLOCK)
+    block = _block_again if len(starts) > 1 and torch.is_grad_enabled() else _block
     outputs = []
-    for start in range(slots, slots + T, BLOCK):
-        stop = min(start + BLOCK, slots + T)
-        here = slice(start, stop)
-        rows = bias[at[:, here, None], at[:, None, :stop]]  # rows queries keys
-        logits = keys[:, None, here] + rows[..., start:, None]  # B queries keys A
-        logits = logits.where(pairs.seen(here, here)[..., None], NOTHING)
-        means = values[:, None, here].expand_as(logits)
-        if start:  # whoever looks back beyond the block has the document that is open before it
-            past = slice(start)
-            open_ = pairs.seen(slice(start, start + 1), past)[:, 0]
-            mean, log_mass = _joint(keys[:, past], values[:, past], rows[..., past], open_)
-            same = pairs.document[:, here] == pairs.document[:, start, None]
-            log_mass = log_mass.where(same[..., None], NOTHING)
-            logits = torch.cat([logits, log_mass[:, :, None]], 2)
-            means = torch.cat([means, mean[:, :, None]], 2)
-        outputs.append((logits.softmax(2) * means).sum(2))
+    for start in starts:
+        here = slice(start, min(start + BLOCK, slots + T))
+        outputs.append(block(keys, values, bias, at, pairs, here))
     y = torch.cat(outputs, 1).to(v.dtype)
     return y if layout.valid is None else y.where(layout.valid[..., None], 0.0), after
+
+
+def _block(
+    keys: Tensor, values: Tensor, bias: Tensor, at: Tensor, pairs: Pairs, here: slice
+) -> Tensor:
+    """Means of the queries `here`."""
+    start = here.start
+    rows = bias[at[:, here, None], at[:, None, : here.stop]]  # rows queries keys
+    logits = keys[:, None, here] + rows[..., start:, None]  # B queries keys A
+    logits = logits.where(pairs.seen(here, here)[..., None], NOTHING)
+    means = values[:, None, here].expand_as(logits)
+    if start:  # whoever looks back beyond the block has the document that is open before it
+        past = slice(start)
+        open_ = pairs.seen(slice(start, start + 1), past)[:, 0]
+        mean, log_mass = _joint(keys[:, past], values[:, past], rows[..., past], open_)
+        same = pairs.document[:, here] == pairs.document[:, start, None]
+        log_mass = log_mass.where(same[..., None], NOTHING)
+        logits = torch.cat([logits, log_mass[:, :, None]], 2)
+        means = torch.cat([means, mean[:, :, None]], 2)
+    return (logits.softmax(2) * means).sum(2)
+
+
+def _block_again(*arguments: Any) -> Tensor:
+    """The same, keeping nothing but its arguments for the gradient."""
+    return checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _joint(

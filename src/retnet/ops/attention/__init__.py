@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retnet.ops.attention.blocks import Block, Keys, query_blocks
+from retnet.ops.attention.blocks import QUERY_BLOCK, Block, Keys, query_blocks
 from retnet.ops.attention.checks import check
 from retnet.ops.attention.reach import EVERYTHING, Reach
-from retnet.ops.attention.rule import PLAIN, Rule, mixed, one_token, sdpa
+from retnet.ops.attention.rule import PLAIN, Rule, mixed, mixed_again, one_token, sdpa
 from retnet.ops.attention.states import AttentionState, appended, num_past
 from retnet.ops.attention.static import StaticCache
 from retnet.ops.attention.window import WindowState, slid, window_keys, without_unused
@@ -93,10 +93,12 @@ def attention(
 def _mixed_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, blocks: Iterable[Block], rule: Rule, layout: Layout
 ) -> Tensor:
+    long = q.shape[2] > QUERY_BLOCK and torch.is_grad_enabled()
+    mix = mixed_again if long and rule.is_large else mixed
     parts = []
     for block in blocks:
         here = q[:, :, block.start : block.stop]
-        parts.append(mixed(here, block.taken(k, 2), block.taken(v, 2), block, rule, layout))
+        parts.append(mix(here, block.taken(k, 2), block.taken(v, 2), block, rule, layout))
     o = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     return o if layout.valid is None else o.masked_fill(~layout.valid[:, None, :, None], 0)
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from retnet.ops.attention.blocks import Block
 from retnet.ops.layout import Layout
@@ -55,6 +56,11 @@ class Rule:
         """Whether PyTorch's kernels can do it."""
         return self.factor is None and self.scores is None and self.weights == "softmax"
 
+    @property
+    def is_large(self) -> bool:
+        """Whether gradients need numbers of every pair of tokens, which layers do not share."""
+        return not self.by_kernel or (self.bias is not None and self.bias_name is None)
+
 
 PLAIN = Rule()
 
@@ -82,6 +88,11 @@ def mixed(
     return _weighed(q, k, v, mask, block, rule)
 
 
+def mixed_again(*arguments: Any) -> Tensor:
+    """`mixed`, keeping nothing but its arguments for the gradient: no scores, and no bias."""
+    return checkpoint(mixed, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
 def one_token(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
@@ -90,10 +101,11 @@ def one_token(
     Heads that share keys become queries of one head, so that the keys are read once.
     """
     B, H, _, D_k = q.shape
-    grouped = q.reshape(B, k.shape[1], -1, D_k)  # B H_kv G D_k
+    grouped = q.reshape(B, k.shape[1], H // k.shape[1], D_k)  # B H_kv G D_k
     if mask is not None and mask.shape[1] != 1:
         mask = mask.view(len(mask), k.shape[1], -1, mask.shape[-1])
-    return F.scaled_dot_product_attention(grouped, k, v, mask, scale=scale).reshape(B, H, 1, -1)
+    o = F.scaled_dot_product_attention(grouped, k, v, mask, scale=scale)
+    return o.reshape(B, H, 1, v.shape[-1])
 
 
 def sdpa(
