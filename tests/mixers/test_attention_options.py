@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from retnet.mixers.attention import (
 )
 from retnet.ops import Layout
 from retnet.ops.attention import AttentionState, StaticCache, WindowState
+from retnet.ops.attention.blocks import QUERY_BLOCK
 
 every_option = pytest.mark.parametrize(
     "given", TOKEN_CASES["attention"], ids=range(len(TOKEN_CASES["attention"]))
@@ -407,3 +409,54 @@ def test_parts_of_options_that_make_no_sense_are_refused() -> None:
         RandomPositions(kind="subset", length=0)
     with pytest.raises(ValueError, match=r"head_size \(5\) must be even, because channels rotate"):
         AttentionConfig(num_heads=2, head_size=5).build(D)
+
+
+def test_layers_with_other_pairs_do_not_share_what_dynamic_scaling_turns_by() -> None:
+    """Both are read in one call, as in a stack, with one layout."""
+    scaling = RoPEScaling(kind="dynamic", factor=2.0, original_len=3)
+    x, layout = torch.randn(1, 9, D).double(), Layout.of(1, 9)
+    for pairs in ("half", "interleaved"):
+        layer = build("attention", {"num_heads": 3, "scaling": scaling, "pairs": pairs})
+        y, _ = layer(x, None, layout)
+        torch.testing.assert_close(y, layer(x, None, Layout.of(1, 9))[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"position": "kerple_log"}, {"weights": "l2"}, {"urpe": 4, "num_kv_heads": 1}]
+)
+def test_memory_of_training_does_not_grow_with_the_square_of_the_text(
+    options: dict[str, Any],
+) -> None:
+    """And the gradients are those of a text that is short enough to keep everything."""
+    layer = build("attention", {"num_heads": 2} | options)
+
+    def gradients(rows: Tensor) -> dict[str, Tensor]:
+        layer.zero_grad()
+        y, _ = layer(rows, None, Layout.of(*rows.shape[:2]))
+        y.square().sum().backward()
+        return {name: p.grad.clone() for name, p in layer.named_parameters()}  # type: ignore[union-attr]
+
+    def kept(T: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(x: Tensor) -> Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            held.append(x)
+            return x
+
+        held: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            layer(torch.randn(1, T, D).double(), None, Layout.of(1, T))
+        return sum(sizes.values())
+
+    assert kept(2048) < 2.2 * kept(1024)
+    x = torch.randn(1, QUERY_BLOCK + 9, D).double()
+    want = None
+    for size in (QUERY_BLOCK, len(x[0])):  # blocks that are computed again, and one that is not
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("retnet.ops.attention", "retnet.ops.attention.blocks"):
+                patch.setattr(sys.modules[module], "QUERY_BLOCK", size)
+            got = gradients(x)
+        for name, grad in (want or got).items():
+            torch.testing.assert_close(got[name], grad)
+        want = got

@@ -124,8 +124,9 @@ class RereadRotary(nn.Module):
             if one:
                 return q, k, Rule(turn=partial(turned_for_one, how))
             return q, k, Rule(scores=partial(rerope_scores, how))
+        config = self.config
         lengths, tables = layout.shared(
-            ("attention dynamic", self.config.scaling, self.config.rope_base, self.width),
+            ("attention dynamic", config.scaling, config.rope_base, config.pairs, self.width),
             lambda: self._of_lengths(positions),
         )
         if one and len(tables) == 1:
