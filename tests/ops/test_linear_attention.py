@@ -97,3 +97,13 @@ def test_without_a_mask_the_weights_have_rank_D_k_and_with_one_they_are_invertib
     weights = q @ k.mT
     assert torch.linalg.matrix_rank(weights) == D_k
     assert torch.linalg.matrix_rank(weights.tril()) == T
+
+
+def test_padding_without_an_eps_is_zero_and_has_gradients() -> None:
+    q = torch.ones(1, 3, 1, 2, requires_grad=True)
+    layout = Layout.of(1, 3, valid=torch.tensor([[False, True, False]]))
+    o, _ = linear_attention(q, q, q, eps=0.0, layout=layout)
+    assert o.flatten().tolist() == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    o.sum().backward()
+    assert q.grad is not None
+    assert q.grad.isfinite().all()

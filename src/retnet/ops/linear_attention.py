@@ -86,6 +86,8 @@ def linear_attention(
         read, S = retention(*rotated, v, log_decay, S, layout=layout, form=form)
         mass, z = retention(q, k, one, log_decay, z, layout=layout, form=form)
         after = LinearAttentionState(S, z[..., 0])
+    if layout is not None and layout.valid is not None:  # where eps is 0, so is padding's divisor
+        mass = mass.masked_fill(~layout.valid[..., None, None], 1.0)
     return read / (mass + eps), after
 
 
