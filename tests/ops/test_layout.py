@@ -115,3 +115,10 @@ def test_a_mask_of_another_shape_is_refused(name: str) -> None:
     message = rf"{name} has shape \(2, 4\); it must be \(B, T\) = \(2, 5\), one flag"
     with unchecked(), pytest.raises(ValueError, match=message):
         Layout.of(2, 5, **{name: mask})  # type: ignore[arg-type]
+
+
+def test_no_tokens_leave_positions_where_they_were() -> None:
+    none = torch.zeros(2, 0, dtype=torch.bool)
+    layout = Layout.of(2, 0, position=torch.tensor([3, 5]), valid=none, starts=none)
+    assert layout.next_position.tolist() == [3, 5]
+    assert Layout.of(2, 0, valid=none).next_position.tolist() == [0, 0]

@@ -95,6 +95,8 @@ class Layout:
             before = torch.where(starts, seen - 1, torch.zeros_like(seen)).cummax(1).values
             seen = seen - before
         positions = seen - real.long()
+        if not tokens:
+            return cls(positions, cls.of(batch, 0, position=position).next_position, valid, starts)
         return cls(positions, seen[:, -1], valid, starts)
 
     @classmethod
