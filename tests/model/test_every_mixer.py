@@ -19,6 +19,7 @@ from retnet.model import (
 )
 from retnet.model.decoding import Decoding, prefill
 from retnet.model.state import state_tensors, with_tensors
+from retnet.model.steps import open_state
 
 every_mixer = pytest.mark.parametrize("name", MIXERS)
 
@@ -114,3 +115,34 @@ def test_a_decoder_reads_no_more_than_its_most_limited_layer() -> None:
     layers = [rival(preset("small-1m"), "hyena", l_max=n).layers[0] for n in (9, 7)]
     model = Decoder(replace(config("retention"), layers=(*config("retention").layers, *layers)))
     assert model.max_tokens == 7
+
+
+@every_mixer
+@torch.no_grad()
+def test_a_batch_of_no_rows_is_read_and_stepped(name: str) -> None:
+    """What is left when every sequence of a batch has ended."""
+    model = decoder(name)
+    text = torch.randint(40, (2, 6))
+    masks = {"valid": torch.ones(0, 6).bool(), "starts": torch.zeros(0, 6).bool()}
+    logits, state = model(text[:0], **masks)
+    assert logits.shape == (0, 6, 40)
+    _, other = model(text)
+    for before in (state, select_rows(other, [])):
+        logits, after = model(text[:0, :3], before)
+        logits, after = model(text[:0, :1], after)
+        assert logits.shape == (0, 1, 40)
+
+
+@every_mixer
+@torch.no_grad()
+def test_autocast_steps_on_opened_states(name: str) -> None:
+    model = decoder(name).float()
+    text = torch.randint(40, (2, 6))
+    want, _ = model(text)
+    with torch.autocast("cpu", torch.bfloat16):
+        opened = open_state(model, model(text[:, :3])[1], 3)
+        for t in range(3, 6):
+            logits, opened = model(text[:, t : t + 1], opened)
+            torch.testing.assert_close(
+                logits[:, 0].float(), want[:, t], rtol=0, atol=0.1 * want.abs().max().item()
+            )

@@ -179,7 +179,7 @@ class RWKV(PreciseParameters, nn.Module):
         if mixes is None:
             k, v, r = self.inward[0](self, x)
         else:
-            mixed = torch.lerp(shift.to(x.dtype), x, mixes).unbind()
+            mixed = torch.lerp(shift.to(x.dtype), x, mixes.to(x.dtype)).unbind()
             k, v, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
             shift = x
         k, v = k.to(mean.dtype), v.to(mean.dtype)

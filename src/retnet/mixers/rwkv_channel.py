@@ -115,7 +115,7 @@ class RWKVFFN(nn.Module):
     def _step(self, x: Tensor, state: RWKVFFNState) -> tuple[Tensor, RWKVFFNState]:
         """One token, in as few calls as there are."""
         mixes = self._step_mixes() if self._mixes is None else self._mixes
-        mixed = torch.lerp(state.shift.to(x.dtype), x, mixes).unbind()
+        mixed = torch.lerp(state.shift.to(x.dtype), x, mixes.to(x.dtype)).unbind()
         k, r = (joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True))
         v = self.outward(self, _squared_relu(k))[0]
         return r.sigmoid().mul_(v)[:, None], RWKVFFNState(x.to(state.shift.dtype))

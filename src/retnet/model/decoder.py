@@ -123,6 +123,8 @@ class Decoder(nn.Module):
         """`forward` without the head, for callers that need logits at few places."""
         _check_tokens(tokens, state)
         B, T = tokens.shape
+        if B == 0:  # masks of no rows say nothing
+            valid = starts = None
         layout = Layout.of(
             B,
             T,

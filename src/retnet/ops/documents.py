@@ -112,7 +112,7 @@ def used_slots(layout: Layout, slots: int) -> Int[Tensor, " rows"] | None:
     def build() -> Tensor | None:
         past = layout.positions[:, 0].clamp(max=slots)
         masks = layout.valid is not None or layout.starts is not None
-        return past if masks or (slots and int(past.min()) < slots) else None
+        return past if masks or (slots and bool((past < slots).any())) else None
 
     return layout.shared(("used slots", slots), build)
 
@@ -124,7 +124,7 @@ def longest_document(layout: Layout) -> int:
         count = layout.positions + 1
         if layout.valid is not None:
             count = count.masked_fill(~layout.valid, 0)
-        return int(count.max())
+        return int(count.max()) if count.numel() else 0
 
     return layout.shared("longest document", build)
 

@@ -84,6 +84,8 @@ def joined(
 
 def _fft(u: Tensor, kernel: Tensor) -> Tensor:
     T = u.shape[1]
+    if u.numel() == 0:  # transforms refuse it
+        return u.clone()
     u, kernel = u.movedim(1, -1), kernel[:T].movedim(0, -1)
     n = fast_length(2 * T)
     o = torch.fft.irfft(torch.fft.rfft(u, n) * torch.fft.rfft(kernel, n), n)

@@ -223,9 +223,9 @@ def _chunks(layout: Layout, B: int, C: int) -> _Chunks:
     goes_on = ~(begins & first).any(1)
     chunk = chunk - (~goes_on).long()[:, None]
     last = chunk[:, -1].clamp(min=0)
-    num_chunks = int(last.max()) + 1
+    num_chunks = int(last.max()) + 1 if B else 1
     width = C
-    if num_chunks == 1:
+    if num_chunks == 1 and B:
         width = int(torch.where(valid, place, layout.next_position[:, None] % C).max()) + 1
     slot = torch.where(valid, chunk * width + place, num_chunks * width)
     fresh = torch.zeros(B, num_chunks, dtype=torch.bool, device=place.device)

@@ -102,7 +102,7 @@ def _all_keys(layout: Layout, past: Keys, T: int, reach: Reach) -> Keys:
     rows = max(len(past.place), len(own))
 
     def joined(a: Tensor, b: Tensor) -> Tensor:
-        both = max(rows, len(a), len(b))
+        both = max(rows, len(a), len(b)) if len(a) and len(b) else 0  # a batch may have no rows
         return torch.cat([a.expand(both, -1), b.expand(both, -1)], 1)
 
     used = document = sink = None

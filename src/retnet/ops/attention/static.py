@@ -105,12 +105,12 @@ class StaticCache(NamedTuple):
         if rule.bias is not None:
             mask = _biased(rule, layout, filled, mask, q)
             mask = mask.view(len(mask), H_kv, -1, filled)
-        q = q.reshape(B, H_kv, -1, D_k)  # heads that share keys become queries of one head
+        q = q.reshape(B, H_kv, H // H_kv, D_k)  # heads that share keys become queries of one head
         by_channel = self.k.stride(2) == 1
         mix = _products if by_channel else F.scaled_dot_product_attention
         k, v = self.k[:, :, :filled], self.v[:, :, :filled]
         o = mix(q, k, v, mask, scale=rule.scale)
-        return o.reshape(B, 1, H, -1), self._replace(length=layout.next_position)
+        return o.reshape(B, 1, H, v.shape[-1]), self._replace(length=layout.next_position)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

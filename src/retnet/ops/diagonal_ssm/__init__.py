@@ -174,14 +174,14 @@ class _Powers:
         H, B, E = x.shape[:3]
         left = (x * self.between[:, None, None]).conj()  # H B E M N
         y = _as_real(left).flatten(1, 3) @ _as_real(self.within).mT  # H B*E*M C
-        return 2 * y.view(H, B, E, -1)
+        return 2 * y.view(H, B, E, self.chunks * self.chunk)
 
     def sums(self, u: Tensor) -> Tensor:
         """`sum_t a_n^(T-1-t) u_t`, (H, B, E, N), of u as (H, B, E, T)."""
         H, B, E, T = u.shape
         u = F.pad(u, (self.chunk * self.chunks - T, 0))
         sums = u.reshape(H, -1, self.chunk) @ _as_real(self.within.flip(1))  # H B*E*M 2N
-        sums = torch.view_as_complex(sums.view(H, B, E, self.chunks, -1, 2))
+        sums = torch.view_as_complex(sums.view(H, B, E, self.chunks, self.within.shape[-1], 2))
         return (sums * self.between.flip(1)[:, None, None]).sum(-2)
 
 
