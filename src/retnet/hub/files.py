@@ -24,6 +24,18 @@ def write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
     temporary.replace(path)
 
 
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON object for people to read, as `write_atomic` does."""
     text = json.dumps(data, indent=2) + "\n"

@@ -1,1 +1,1 @@
-"""Serve: an engine of constant-size states, sessions, and HTTP above them."""
+"""Serve: an engine that decodes many texts at once, sessions that outlive it, and HTTP over both."""

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retnet.hub.files import flush
+
 try:
     import fcntl
 except ImportError:  # Windows: nobody watches that two runs do not share a folder
@@ -132,12 +134,12 @@ class RunFolder:
         files = {path.relative_to(work).as_posix(): _flushed_checksum(path) for path in paths}
         text = json.dumps({"format": FORMAT, "step": step, "files": files, **progress})
         (work / PROGRESS).write_text(text + "\n", encoding="utf-8")
-        _flush(work / PROGRESS)
+        flush(work / PROGRESS)
         for folder in [path for path in work.rglob("*") if path.is_dir()]:
-            _flush(folder)
-        _flush(work)
+            flush(folder)
+        flush(work)
         work.rename(final)
-        _flush(self.trainer)
+        flush(self.trainer)
         self.publish(final)
         for older in self.steps()[keep:]:
             self._delete(older)
@@ -186,22 +188,10 @@ def read_progress(step_folder: Path) -> dict[str, Any]:
 
 
 def _flushed_checksum(path: Path) -> str:
-    _flush(path)
+    flush(path)
     return _checksum(path)
 
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    try:
-        number = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
