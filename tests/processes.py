@@ -33,9 +33,7 @@ def run_together(num_ranks: int, checks: Sequence[Check], folder: Path) -> None:
     Raises:
         AssertionError: some failed; the message says which, where and how.
     """
-    multiprocessing.set_forkserver_preload(["__main__", "processes_preload"])
-    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):  # for the preload
-        forkserver.ensure_running()
+    start_server()
     start_processes(
         _work, (num_ranks, list(checks), folder), nprocs=num_ranks, start_method="forkserver"
     )
@@ -45,6 +43,14 @@ def run_together(num_ranks: int, checks: Sequence[Check], folder: Path) -> None:
         for check, failure in json.loads(_report(folder, rank).read_text()).items()
     ]
     assert not failed, "\n".join(failed)
+
+
+def start_server() -> None:
+    """Start, once, the server whose forks the processes are."""
+    multiprocessing.set_forkserver_preload(["__main__", "processes_preload"])
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths)):  # for the preload
+        forkserver.ensure_running()
 
 
 def _work(rank: int, num_ranks: int, checks: list[Check], folder: Path) -> None:

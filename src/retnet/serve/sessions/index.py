@@ -5,13 +5,16 @@ same version is the same text and the same state, also in a fork. Which of two w
 decided by SQLite's write transactions, which happen one after the other.
 """
 
+import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from retnet.hub.files import flush
 from retnet.serve.sessions.errors import SessionError
 
 FORMAT = 1
@@ -93,25 +96,21 @@ class Index:
             SessionError: it is no index of ours, or damaged.
         """
         self._lock = threading.RLock()  # one connection, whose transactions must not mix
+        if not path.exists():
+            _make(path)
         try:
             self._db = sqlite3.connect(
                 path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False
             )
             self._db.execute("PRAGMA synchronous = FULL")  # a commit outlives a power cut too
             self._db.execute("PRAGMA foreign_keys = ON")
-            with self.write() as db:
-                found = db.execute("PRAGMA user_version").fetchone()[0]
-                if found == 0:
-                    for statement in filter(str.strip, SCHEMA.split(";")):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {FORMAT}")
-            self._db.execute("PRAGMA journal_mode = WAL")  # readers and a writer at the same time
+            (found,) = self._db.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as error:
             raise SessionError(
                 f"{path} cannot be opened ({error}); restore it from a backup, or give another "
                 "data folder"
             ) from None
-        if found not in (0, FORMAT):
+        if found != FORMAT:
             self._db.close()
             raise SessionError(
                 f"{path} has format {found}, and this program reads {FORMAT}; the version that "
@@ -143,6 +142,19 @@ class Index:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def _make(path: Path) -> None:
+    """Make an empty index, whole or not at all; another process may be doing the same."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    db = sqlite3.connect(temporary, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")  # readers and a writer at the same time
+    db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
+    db.close()
+    with suppress(FileExistsError):  # then the other was first
+        os.link(temporary, path)
+    temporary.unlink()
+    flush(path.parent)
 
 
 def find_session(db: sqlite3.Connection, owner: str, name: str) -> SessionRow | None:

@@ -1,0 +1,73 @@
+"""Writers in processes of their own: some are killed, some compete."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from retnet.serve.sessions import Identity, SessionStore
+from session_support import made_turn
+from session_writers import (
+    Writer,
+    be_killed_at_lines,
+    be_killed_at_moments,
+    begin,
+    committed,
+    compete,
+)
+
+KILLS = 25
+LINES_APART = 3
+TURNS = 8
+
+
+def test_whatever_line_a_writer_is_killed_at_every_committed_turn_is_there(
+    tmp_path: Path, identity: Identity
+) -> None:
+    (kills,) = Writer(be_killed_at_lines, tmp_path, LINES_APART).end()
+    assert kills > 50
+    store = SessionStore(tmp_path, identity)
+    files = list((tmp_path / "states").iterdir())
+    orphans = len(files) - sum(turn.kept for turn in store.turns("text", ""))
+    assert orphans > 0
+    for path in files:
+        os.utime(path, (0, 0))
+    assert store.sweep() == orphans
+    store.close()
+    assert committed(tmp_path, identity) >= 1
+
+
+def test_whenever_a_writer_is_killed_every_committed_turn_is_there(
+    tmp_path: Path, identity: Identity
+) -> None:
+    (last,) = Writer(be_killed_at_moments, tmp_path, KILLS).end()
+    assert committed(tmp_path, identity) == last > 0
+
+
+@pytest.mark.parametrize("num_writers", [2, 3])
+def test_writers_in_several_processes_lose_nothing(
+    tmp_path: Path, identity: Identity, num_writers: int
+) -> None:
+    store = SessionStore(tmp_path, identity)
+    first = store.commit("text", "", made_turn(identity, 0), None)
+    writers = [Writer(compete, tmp_path, w, TURNS) for w in range(1, num_writers + 1)]
+    said = [writer.end() for writer in writers]
+    turns = store.turns("text", "")
+    versions = [turn.version for turn in turns]
+    assert versions == sorted([first, *(version for one in said for version in one)])
+    assert len(versions) == 1 + num_writers * TURNS
+    for writer in range(1, num_writers + 1):
+        numbers = [t.meta["number"] for t in turns if t.meta["number"] // 1000 == writer]
+        assert numbers == [1000 * writer + done for done in range(TURNS)]
+    assert store.get("text", "").tokens == [turn.meta["number"] % 16 for turn in turns]
+    store.close()
+
+
+def test_processes_may_open_a_new_folder_at_the_same_time(
+    tmp_path: Path, identity: Identity
+) -> None:
+    writers = [Writer(begin, tmp_path / f"{n // 4}", 0) for n in range(8)]
+    said = [writer.end() for writer in writers]
+    for folder in range(2):
+        assert sorted(said[4 * folder : 4 * folder + 4]) == [[], [], [], [0]]
+        assert committed(tmp_path / f"{folder}", identity) == 0

@@ -1,0 +1,192 @@
+"""Processes that commit turns, until they are done or killed.
+
+Those to be killed are forks of one process, in which everything is imported.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import sleep
+from types import FrameType
+
+import retnet.hub
+from processes import start_server
+from retnet.serve import sessions
+from retnet.serve.sessions import (
+    Identity,
+    SessionExists,
+    SessionMissing,
+    SessionStore,
+    VersionConflict,
+    identify,
+)
+from session_support import equal_states, made_state, made_turn, small_model
+
+OURS = tuple(str(Path(module.__file__ or "").parent) for module in (retnet.hub, sessions))
+"""Folders of the code whose lines count."""
+
+Tell = Callable[[int], None]
+"""Called by a writer with each number that it has committed."""
+
+
+class Writer:
+    """A process that commits turns and says of each that it has."""
+
+    def __init__(self, work: Callable[..., None], folder: Path, *arguments: int) -> None:
+        start_server()
+        context = multiprocessing.get_context("forkserver")
+        self._said, says = context.Pipe(duplex=False)
+        self._process = context.Process(target=_run, args=(work, folder, says, *arguments))
+        self._process.start()
+        says.close()
+
+    def end(self) -> list[int]:
+        """Wait for the end; all that it said."""
+        said = heard(self._said)
+        self._process.join()
+        assert self._process.exitcode == 0, "see what it wrote to standard error"
+        return said
+
+
+def _run(work: Callable[..., None], folder: Path, says: Connection, *arguments: int) -> None:
+    work(folder, says.send, *arguments)
+
+
+def heard(said: Connection) -> list[int]:
+    """All numbers until the other end is closed, if only by a SIGKILL."""
+    numbers: list[int] = []
+    with suppress(EOFError):
+        while True:
+            numbers.append(said.recv())
+    return numbers
+
+
+def begin(folder: Path, tell: Tell, _: int) -> None:
+    """Commit a first turn, unless another process is first."""
+    store = SessionStore(folder, identify(small_model()))
+    with suppress(SessionExists):
+        store.commit("text", "", made_turn(identify(small_model()), 0), None)
+        tell(0)
+    store.close()
+
+
+def compete(folder: Path, tell: Tell, writer: int, turns: int) -> None:
+    """Commit turns in competition with others: on a conflict, read again and try again."""
+    identity = identify(small_model())
+    store = SessionStore(folder, identity)
+    done = 0
+    while done < turns:
+        stored = store.get("text", "")
+        turn = made_turn(identity, 1000 * writer + done)
+        try:
+            version = store.commit("text", "", turn, stored.version)
+        except VersionConflict:
+            continue
+        tell(version)
+        done += 1
+    store.close()
+
+
+def be_killed_at_lines(folder: Path, tell: Tell, apart: int) -> None:
+    """Kill a writer at the first line of a commit that runs, then at the one `apart` later, ..."""
+    identity, last, line, kills = identify(small_model()), -1, 1, 0
+    while True:
+        said, killed = _fork(partial(_commit_until, folder, identity, last + 1, line))
+        found = committed(folder, identity)
+        assert found in ({last + 1} if said else {last, last + 1}), line
+        last = found
+        if not killed:
+            break
+        kills, line = kills + 1, line + apart
+    tell(kills)
+
+
+def be_killed_at_moments(folder: Path, tell: Tell, kills: int) -> None:
+    """Kill a writer while it commits turn after turn, at random moments."""
+    identity, last, draw = identify(small_model()), -1, random.Random(0)
+    for _ in range(kills):
+        said, killed = _fork(
+            partial(_commit_on, folder, identity, last + 1), after=draw.uniform(0.005, 0.1)
+        )
+        assert killed
+        found = committed(folder, identity)
+        first = said[-1] if said else last
+        assert found in (first, first + 1)
+        last = found
+    tell(last)
+
+
+def committed(folder: Path, identity: Identity) -> int:
+    """The last turn's number, after all there are have been compared to the bit; -1 for none."""
+    store = SessionStore(folder, identity)
+    try:
+        turns = store.turns("text", "")
+    except SessionMissing:
+        return -1
+    else:
+        for turn in turns:
+            if turn.kept:
+                stored = store.get("text", "", turn.version)
+                assert equal_states(stored.state, made_state(identity, stored.meta["number"]))
+        assert turns[-1].kept
+        assert [turn.meta["number"] for turn in turns] == list(range(len(turns)))
+        tokens = store.get("text", "").tokens
+        assert tokens == [number % 16 for number in range(len(turns))]
+        return len(turns) - 1
+    finally:
+        store.close()
+
+
+def _fork(work: Callable[[Tell], None], after: float | None = None) -> tuple[list[int], bool]:
+    """Work in a fork; what it said, and whether it died of SIGKILL, sent after these seconds."""
+    said, says = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(says.send)
+        finally:
+            os._exit(0)
+    says.close()
+    if after is not None:
+        sleep(after)
+        os.kill(pid, signal.SIGKILL)
+    numbers = heard(said)
+    return numbers, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def _commit_on(folder: Path, identity: Identity, number: int, tell: Tell) -> None:
+    store = SessionStore(folder, identity)
+    version = None if number == 0 else store.get("text", "").version
+    while True:
+        version = store.commit("text", "", made_turn(identity, number), version)
+        tell(number)
+        number += 1
+
+
+def _commit_until(folder: Path, identity: Identity, number: int, line: int, tell: Tell) -> None:
+    """Commit one turn, and die at this line of those that run in our own code."""
+    store = SessionStore(folder, identity)
+    version = None if number == 0 else store.get("text", "").version
+    turn, left = made_turn(identity, number), line
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(OURS):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)  # type: ignore[arg-type]
+    store.commit("text", "", turn, version)
+    sys.settrace(None)
+    tell(number)
