@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -113,7 +114,7 @@ def be_killed_at_moments(folder: Path, tell: Tell, kills: int) -> None:
     identity, last, draw = identify(small_model()), -1, random.Random(0)
     for _ in range(kills):
         said, killed = _fork(
-            partial(_commit_on, folder, identity, last + 1), after=draw.uniform(0.005, 0.1)
+            partial(_commit_on, folder, identity, last + 1), after=draw.uniform(0.01, 0.2)
         )
         assert killed
         found = committed(folder, identity)
@@ -151,14 +152,18 @@ def _fork(work: Callable[[Tell], None], after: float | None = None) -> tuple[lis
     if pid == 0:
         try:
             work(says.send)
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     says.close()
     if after is not None:
         sleep(after)
         os.kill(pid, signal.SIGKILL)
     numbers = heard(said)
-    return numbers, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL), "see what it wrote to standard error"
+    return numbers, status != 0
 
 
 def _commit_on(folder: Path, identity: Identity, number: int, tell: Tell) -> None:

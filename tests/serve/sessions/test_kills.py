@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from retnet.serve.sessions import Identity, SessionStore
 from session_support import made_turn
 from session_writers import (
@@ -16,8 +14,8 @@ from session_writers import (
     compete,
 )
 
-KILLS = 25
-LINES_APART = 3
+KILLS = 15
+LINES_APART = 6
 TURNS = 8
 
 
@@ -25,7 +23,7 @@ def test_whatever_line_a_writer_is_killed_at_every_committed_turn_is_there(
     tmp_path: Path, identity: Identity
 ) -> None:
     (kills,) = Writer(be_killed_at_lines, tmp_path, LINES_APART).end()
-    assert kills > 50
+    assert kills > 30
     store = SessionStore(tmp_path, identity)
     files = list((tmp_path / "states").iterdir())
     orphans = len(files) - sum(turn.kept for turn in store.turns("text", ""))
@@ -44,19 +42,16 @@ def test_whenever_a_writer_is_killed_every_committed_turn_is_there(
     assert committed(tmp_path, identity) == last > 0
 
 
-@pytest.mark.parametrize("num_writers", [2, 3])
-def test_writers_in_several_processes_lose_nothing(
-    tmp_path: Path, identity: Identity, num_writers: int
-) -> None:
+def test_two_writers_in_two_processes_lose_nothing(tmp_path: Path, identity: Identity) -> None:
     store = SessionStore(tmp_path, identity)
     first = store.commit("text", "", made_turn(identity, 0), None)
-    writers = [Writer(compete, tmp_path, w, TURNS) for w in range(1, num_writers + 1)]
+    writers = [Writer(compete, tmp_path, w, TURNS) for w in (1, 2)]
     said = [writer.end() for writer in writers]
     turns = store.turns("text", "")
     versions = [turn.version for turn in turns]
     assert versions == sorted([first, *(version for one in said for version in one)])
-    assert len(versions) == 1 + num_writers * TURNS
-    for writer in range(1, num_writers + 1):
+    assert len(versions) == 1 + 2 * TURNS
+    for writer in (1, 2):
         numbers = [t.meta["number"] for t in turns if t.meta["number"] // 1000 == writer]
         assert numbers == [1000 * writer + done for done in range(TURNS)]
     assert store.get("text", "").tokens == [turn.meta["number"] % 16 for turn in turns]
