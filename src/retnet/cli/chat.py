@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
@@ -25,6 +26,7 @@ from retnet.cli.options import (
 )
 from retnet.cli.pace import Pace
 from retnet.cli.screen import show_piece
+from retnet.cli.sessions import NamedText
 
 if TYPE_CHECKING:
     from retnet.data import Tokenizer
@@ -39,7 +41,7 @@ HELP = """\
   text    is added to the text so far, exactly as typed; the model continues it
   text\\   a backslash at the end is a line break, and the turn goes on
           an empty line lets the model go on where it stopped
-  /reset  begin a new text
+  /reset  begin a new text; one with a name is deleted
   /stats  size of the text so far and of the state, and the last turn's pace
   /quit   leave, as Ctrl-D does"""
 
@@ -56,6 +58,10 @@ class Options:
     """Tokens to write at most in a turn."""
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
     """End a turn before this text."""
+    session: Annotated[str, arg(metavar="NAME")] = ""
+    """Go on with the text of this name, and keep each turn of it."""
+    data_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("sessions")
+    """Where texts with names are kept."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to choose tokens."""
 
@@ -72,22 +78,43 @@ def main(words: Sequence[str]) -> None:
             import readline  # noqa: F401  (it gives input() editing and history)
 
     model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
-    chat = Chat(packed(model, options.weights), tokenizer, options)
+    named = _named(options, model)
+    chat = Chat(packed(model, options.weights), tokenizer, options, named)
     print(GREETING)
+    chat.tell_where()
     for typed in _typed():
         if typed == "/quit":
             return
         chat.obey(typed)
 
 
-class Chat:
-    """The text so far, and what may be done with it."""
+def _named(options: Options, model: "Decoder") -> NamedText | None:
+    if not options.session:
+        return None
+    from retnet.serve.sessions import identify
 
-    def __init__(self, model: "Decoder", tokenizer: "Tokenizer", options: Options) -> None:
+    return NamedText(options.data_dir, options.session, identify(model))
+
+
+class Chat:
+    """The text so far, and what may be done with it; with a name it outlives the chat."""
+
+    def __init__(
+        self, model: "Decoder", tokenizer: "Tokenizer", options: Options, named: NamedText | None
+    ) -> None:
+        from retnet.model.generation import Session
+
         self._model = model
         self._tokenizer = tokenizer
         self._options = options
-        self._reset()
+        self._named = named
+        self._session = Session(model, tokenizer) if named is None else named.read(model, tokenizer)
+        self._stats = "nothing was written yet"
+
+    def tell_where(self) -> None:
+        """Say how long a text with a name is."""
+        if self._named is not None:
+            print(f'session "{self._named.name}": {self._num_tokens():,} tokens so far')
 
     def obey(self, typed: str) -> None:
         """Do what a line says, or let the model continue it."""
@@ -106,8 +133,23 @@ class Chat:
     def _reset(self) -> None:
         from retnet.model.generation import Session
 
+        if self._named is not None:
+            self._named.remove()
         self._session = Session(self._model, self._tokenizer)
         self._stats = "nothing was written yet"
+
+    def _keep(self) -> None:
+        """Commit the turn; if another program was first, go on from what that wrote."""
+        from retnet.serve.sessions import SessionError
+
+        if self._named is None:
+            return
+        try:
+            self._named.commit(self._session)
+        except SessionError as error:
+            print(f"error: this turn is not kept: {error}", file=sys.stderr)
+            self._session = self._named.read(self._model, self._tokenizer)
+            self.tell_where()
 
     def _turn(self, typed: str) -> None:
         """Print the continuation as it comes; Ctrl-C ends it, and the text goes on from there."""
@@ -129,6 +171,7 @@ class Chat:
         except ValueError as error:  # such as broken UTF-8; the text so far is not lost for it
             print(f"error: {error}", file=sys.stderr)
         pace.end()
+        self._keep()
         after = self._num_tokens()
         self._stats = (
             f"text so far: {after:,} tokens\nlast turn: "

@@ -127,6 +127,24 @@ def stream(
     return session.send(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
 
+class Pause(NamedTuple):
+    """Where a session stands, for another one to go on from as if it had never stopped.
+
+    Attributes:
+        state: after the tokens that the model has read.
+        logits: (V,) that follow it.
+        unread_tokens: of the text after those.
+        unread_text: what follows these.
+        num_replies: that came before.
+    """
+
+    state: DecoderState
+    logits: Tensor
+    unread_tokens: list[int]
+    unread_text: str
+    num_replies: int
+
+
 class Session:
     """A text that you and the model write in turns; its size does not grow with the text.
 
@@ -166,6 +184,34 @@ class Session:
         self._unread_tokens: list[int] = []
         self._unread_text = ""
         self._num_replies = 0
+        self._turn: tuple[int, list[int], Reply | None] = (0, [], None)
+
+    @classmethod
+    def resume(cls, model: Decoder, tokenizer: Tokenizer, pause: Pause) -> "Session":
+        """Go on from where a session of the same model stood."""
+        session = cls(model, tokenizer, pause.state)
+        session._logits = pause.logits[None].to(_device(model))
+        session._unread_tokens = list(pause.unread_tokens)
+        session._unread_text = pause.unread_text
+        session._num_replies = pause.num_replies
+        return session
+
+    def pause(self) -> Pause | None:
+        """Where it stands; None before the first `send`."""
+        state = self.state
+        if state is None or self._logits is None:
+            return None
+        unread = list(self._unread_tokens), self._unread_text
+        return Pause(state, self._logits[0], *unread, self._num_replies)
+
+    @property
+    def read_tokens(self) -> list[int]:
+        """Those that the state has read since the last `send` began."""
+        start, ids, reply = self._turn
+        state = self.state
+        if reply is None or state is None:
+            return []
+        return (ids + reply.tokens)[: int(state.position) - start]
 
     @property
     def state(self) -> DecoderState | None:
@@ -192,6 +238,7 @@ class Session:
         """
         reply = Reply(self._tokenizer, max_tokens, stop)
         state = self.state
+        start = 0 if state is None else int(state.position)
         ids = [] if state is not None else [self._tokenizer.bos_id]
         ids += self._unread_tokens + self._tokenizer.encode(self._unread_text + text)
         if ids:
@@ -203,6 +250,7 @@ class Session:
             raise ValueError(
                 f"text ({text!r}) is empty and the state alone predicts nothing; send some text"
             )
+        self._turn = (start, ids, reply)
         generator = row_generator(sampling.seed, self._num_replies)
         self._num_replies += 1
         self.finish_reason = reply.finish_reason
