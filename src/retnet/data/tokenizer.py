@@ -111,6 +111,9 @@ class Tokenizer:
         backend = _read_backend(file)
         config_file = file.with_name("tokenizer_config.json")
         config = _read_config(config_file) if config_file.is_file() else {}
+        template = file.with_name("chat_template.jinja")  # where newer programs write it
+        if template.is_file():
+            config["chat_template"] = template.read_text(encoding="utf-8")
         try:
             return cls(backend, _find_bos(backend, config), config)
         except ValueError as error:
@@ -135,6 +138,27 @@ class Tokenizer:
             temporary = folder / f".{name}.tmp"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(folder / name)
+
+    @property
+    def eos_token(self) -> str:
+        """The name of the token that ends a text: BOS, where no other is configured."""
+        return _name_of(self._config, "eos_token") or self.bos_token
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Names of special tokens, and their ids."""
+        added = self._backend.get_added_tokens_decoder().items()
+        named = {token.content: token_id for token_id, token in added if token.special}
+        return {self.bos_token: self.bos_id, **named}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that turns a chat into text; None for tokenizers of base models."""
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = {entry["name"]: entry["template"] for entry in template}
+            template = named.get("default")
+        return template
 
     @cached_property
     def fingerprint(self) -> str:
