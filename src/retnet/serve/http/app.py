@@ -1,0 +1,100 @@
+"""The application: routes, errors and the gate put together."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import time
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
+
+from retnet.serve.engine import Engine
+from retnet.serve.http import chat, completions, errors, plain_routes, session_routes
+from retnet.serve.http.chat_template import ChatTemplate
+from retnet.serve.http.context import Context, Limits
+from retnet.serve.http.gate import Gate
+from retnet.serve.http.keys import Keys
+from retnet.serve.http.metrics import Metrics
+from retnet.serve.http.schemas import ErrorAnswer
+from retnet.serve.sessions import SessionStore
+from retnet.serve.worker import Worker
+
+ERRORS = (400, 401, 404, 405, 408, 409, 413, 429, 500, 503)
+
+
+def create_app(
+    engine: Engine,
+    *,
+    model: str,
+    limits: Limits | None = None,
+    keys: Keys | None = None,
+    sessions: SessionStore | None = None,
+    origins: tuple[str, ...] = (),
+) -> tuple[ASGIApp, Context]:
+    """Make the application; it runs the engine while it runs itself.
+
+    Args:
+        engine: idle; nobody else may step it.
+        model: the name that clients must give.
+        limits: see `Limits`.
+        keys: who may ask; None lets everybody.
+        sessions: where sessions are kept; None for no sessions.
+        origins: of web pages elsewhere that may ask from a browser.
+
+    Returns:
+        The application, and its parts.
+    """
+    context = Context(
+        model=model,
+        created=int(time()),
+        worker=Worker(engine),
+        tokenizer=engine.tokenizer,
+        template=ChatTemplate(engine.tokenizer),
+        limits=limits or Limits(),
+        metrics=Metrics(engine),
+        sessions=sessions,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        context.worker.start()
+        yield
+        await context.worker.stop()
+
+    app = FastAPI(
+        title="retnet",
+        lifespan=lifespan,
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        responses={status: {"model": ErrorAnswer} for status in ERRORS},
+    )
+    app.state.context = context
+    errors.install(app)
+    for part in (plain_routes, completions, chat, session_routes):
+        app.include_router(part.router)
+    app.openapi = _documented(app)
+    gated: ASGIApp = Gate(app, context, keys)
+    if origins:
+        gated = CORSMiddleware(
+            gated, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return gated, context
+
+
+def _documented(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """The document of the API, without the answer 422, which is never given."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version="1", routes=app.routes)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(name, None)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    return openapi

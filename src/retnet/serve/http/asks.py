@@ -1,0 +1,109 @@
+"""From a body to what the engine is asked."""
+
+from typing import Any
+
+from retnet.model import Sampling
+from retnet.serve.engine import Engine, Grammar
+from retnet.serve.http.context import Context
+from retnet.serve.http.errors import ApiError
+from retnet.serve.http.schemas import ResponseFormat, StructuredOutputs, Writing
+
+FIELDS = {"num_samples": "n"}
+"""Where the engine's name of a field is not the client's."""
+
+
+def check_model(context: Context, model: str | None) -> None:
+    """Refuse another model than ours."""
+    if model not in (None, context.model):
+        raise ApiError(
+            404,
+            f"there is no model {model!a}; this server has {context.model!a}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def common(context: Context, body: Writing, max_tokens: int) -> dict[str, Any]:
+    """The engine's arguments that do not depend on the route.
+
+    Args:
+        context: the server's parts.
+        body: what the client sent.
+        max_tokens: as the body or the route has it.
+    """
+    check_model(context, body.model)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream = true", param="stream_options")
+    most = context.limits.max_tokens
+    if max_tokens > most:
+        raise ApiError(
+            400, f"max_tokens ({max_tokens}) must be at most {most} here", param="max_tokens"
+        )
+    if body.session is not None and body.n not in (None, 1):
+        raise ApiError(400, "a session goes on with one text: leave n out", param="n")
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return {
+        "sampling": _sampling(body),
+        "max_tokens": max_tokens,
+        "stop": tuple(stop),
+        "num_samples": 1 if body.n is None else body.n,
+        "logit_bias": {int(key): value for key, value in (body.logit_bias or {}).items()},
+    }
+
+
+def _sampling(body: Writing) -> Sampling:
+    names = (
+        *("temperature", "top_k", "top_p", "min_p", "seed"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    )
+    given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    whole = ("top_k", "seed")
+    return Sampling(**{k: v if k in whole else float(v) for k, v in given.items()})
+
+
+def grammar_of(
+    engine: Engine, wanted: StructuredOutputs | None, form: ResponseFormat | None = None
+) -> Grammar | None:
+    """Compile what a text must match; slow for large grammars."""
+    wishes = {} if wanted is None else wanted.model_dump(exclude_none=True)
+    param = "structured_outputs"
+    if form is not None and form.type != "text":
+        if wishes:
+            raise ApiError(400, "give response_format or structured_outputs", param=param)
+        param, wishes = "response_format", {"json_schema": _schema(form)}
+    elif wanted is not None and len(wishes) != 1:
+        raise ApiError(
+            400, f"structured_outputs must have exactly one field, not {len(wishes)}", param=param
+        )
+    if not wishes:
+        return None
+    ((kind, value),) = wishes.items()
+    try:
+        grammars = engine.grammars
+        compilers = {
+            "json_schema": grammars.json_schema,
+            "regex": grammars.regex,
+            "choice": grammars.choice,
+            "grammar": grammars.lark,
+        }
+        return compilers[kind](value)
+    except ValueError as error:
+        raise ApiError(400, str(error), param=param) from error
+
+
+def _schema(form: ResponseFormat) -> dict[str, Any]:
+    if form.type == "json_object":
+        return {"type": "object"}
+    if form.json_schema is None:
+        raise ApiError(
+            400, "response_format of type json_schema needs json_schema", param="response_format"
+        )
+    return form.json_schema.schema_ or {}
+
+
+def refused(error: ValueError, prompt_field: str) -> ApiError:
+    """What the engine's refusal means for the client, who may know the field by another name."""
+    word = str(error).split(" ", 1)[0]
+    known = (*Writing.model_fields, "logprobs")
+    field = FIELDS.get(word, word if word in known else prompt_field)
+    return ApiError(400, str(error), param=field)

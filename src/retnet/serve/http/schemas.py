@@ -1,0 +1,169 @@
+"""What clients may send: OpenAI's fields, and a few of ours. Nothing else is accepted."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+SessionName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Strict(BaseModel):
+    """A body whose fields are all known, of the right type, and finite."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    """How to stream."""
+
+    include_usage: bool | None = None
+
+
+class StructuredOutputs(Strict):
+    """What the text must match; exactly one of them."""
+
+    json_schema: dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    grammar: str | None = None
+
+
+class Writing(Strict):
+    """What requests for text have in common.
+
+    `top_k`, `min_p`, `repetition_penalty`, `structured_outputs` and `session` are ours. `user` is
+    accepted and not used.
+    """
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    logit_bias: dict[str, Bias] | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    session: SessionName | None = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _keys_are_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for key in bias or {}:
+            if not (key.isascii() and key.isdecimal() and len(key) < 10):
+                raise ValueError("its keys must be ids of tokens, such as '42'")
+        return bias
+
+
+class CompletionBody(Writing):
+    """A request to `/v1/completions`."""
+
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: int | None = None
+    suffix: None = None
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Strict):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class JsonSchema(Strict):
+    """A schema with a name."""
+
+    name: str
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What an answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(Writing):
+    """A request to `/v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class TokenizeBody(Strict):
+    """A request to `/tokenize`: text, or a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    """Whether BOS begins a prompt's tokens; it does unless this is false."""
+
+
+class DetokenizeBody(Strict):
+    """A request to `/detokenize`."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class ForkBody(Strict):
+    """A request to fork a session."""
+
+    new_name: SessionName
+    version: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+
+
+class RenameBody(Strict):
+    """A request to rename a session."""
+
+    new_name: SessionName
+
+
+class RollbackBody(Strict):
+    """A request to go back to an earlier turn."""
+
+    version: Annotated[int, Field(ge=0, lt=1 << 31)]

@@ -1,0 +1,79 @@
+"""Server-sent events, and answers that end when the client leaves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from retnet.serve.http.errors import ApiError, as_api_error, error_body
+from retnet.serve.worker import Run
+
+Answer = TypeVar("Answer")
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+
+LEFT = 499
+"""The status of a request whose client has left; nobody reads it but the log."""
+
+
+def frame(content: dict[str, Any]) -> bytes:
+    """One event."""
+    text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode("utf-8", "replace")
+
+
+class EventStream(StreamingResponse):
+    """Frames of a run, which is called off when the client leaves, even before the first."""
+
+    def __init__(
+        self, frames: AsyncIterator[dict[str, Any] | None], end: Callable[[], None]
+    ) -> None:
+        """Send frames; None is a ping. `end` is called once in any case."""
+        super().__init__(
+            _encoded(frames),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._end()
+
+
+async def _encoded(frames: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:
+    try:
+        async for content in frames:
+            yield PING if content is None else frame(content)
+    except (ApiError, ValueError) as error:  # the status is sent already: the error is a frame
+        told = as_api_error(error)
+        yield frame(error_body(told.status, str(told), told.param, told.code))
+    yield DONE
+
+
+async def unless_gone(request: Request, work: Awaitable[Answer], run: Run) -> Answer:
+    """Do some work on a run, which is called off if the client leaves before it is done."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(LEFT, "the client has left")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        run.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
