@@ -37,6 +37,10 @@ COMMANDS = {
         'retnet generate runs/demo --prompt "def "',
     ),
     "chat": Command("write a text in turns with a model", "retnet chat runs/demo"),
+    "serve": Command(
+        "serve a model over HTTP, with OpenAI's routes",
+        "retnet serve runs/demo --port 8000",
+    ),
     "evaluate": Command("score a model on your text files", "retnet evaluate runs/demo notes.txt"),
     "reproduce": Command("run an experiment again on this machine", "retnet reproduce positions"),
     "convert": Command(
