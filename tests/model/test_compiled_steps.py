@@ -1,6 +1,11 @@
 """Steps by a program against the float64 model."""
 
 import logging
+import pickle
+import subprocess
+import sys
+import threading
+import weakref
 from copy import deepcopy
 from itertools import islice
 from typing import Any
@@ -18,13 +23,14 @@ from retnet.model.config import DecoderConfig, LayerConfig
 from retnet.model.decoder import Decoder
 from retnet.model.decoding import Decoding, prefill
 from retnet.model.sampling import Sampling
-from retnet.model.state import DecoderState, select_rows, state_tensors
+from retnet.model.state import DecoderState, concat_rows, select_rows, state_tensors
 from retnet.model.steps import close_state, open_state, pack
 
 pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
 
 GREEDY = Sampling(temperature=0.0)
 BEFORE, STEPS = 5, 2 * ROOM + 3
+SMALL = {"key_width": 8, "value_width": 8}
 
 
 def step(
@@ -207,7 +213,9 @@ def test_what_has_no_instructions_is_said_and_left_to_pytorch(
 def test_without_numba_pytorch_steps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retnet.model.compiled_steps.machines", None)
+    for name in ("machine", "kernels", "intrinsics"):
+        monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(CannotCompile, match=r"pip install 'retnet\[fast\]'"):
         pack(decoder(), "float32", "numba")
     steps._tell_once.cache_clear()
@@ -218,3 +226,77 @@ def test_without_numba_pytorch_steps(
 
 def test_pytorch_can_be_asked_for() -> None:
     assert pack(decoder(), "float32", "torch").compiled_steps is None
+
+
+def test_numba_is_not_imported_before_a_model_is_packed() -> None:
+    code = "import sys, retnet.model; assert not {'numba', 'llvmlite'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
+def test_a_numba_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("machine", "kernels", "intrinsics"):
+        monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "numba.extending", None)  # too old, or not for this NumPy
+    with pytest.raises(CannotCompile, match=r"cannot be imported.*retnet\[fast\]"):
+        pack(decoder(), "float32", "numba")
+
+
+def test_a_model_whose_steps_are_compiled_is_not_pickled() -> None:
+    model = pack(decoder(), "float32", "numba")
+    with pytest.raises(TypeError, match="pack it where it is used"):
+        pickle.dumps(model)
+
+
+@torch.inference_mode()
+def test_what_would_be_read_outside_of_memory_is_refused() -> None:
+    model, small = (pack(decoder(mixer), "float32", "numba") for mixer in (None, SMALL))
+    _, state = prefill(model, torch.tensor([[1, 2, 3]]))
+    opened = open_state(model, state, 3)
+    for token in (-1, 37, 1 << 40):
+        with pytest.raises(IndexError, match=f"token {token} "):
+            step(model, torch.tensor([token]), opened)
+    with pytest.raises(ValueError, match="2 rows and the state 1"):
+        step(model, torch.tensor([1, 2]), opened)
+    with pytest.raises(ValueError, match="opened itself"):
+        step(small, torch.tensor([1]), opened)
+    want, _ = step(model, torch.tensor([1]), opened)
+    got, after = step(model, torch.tensor([1], dtype=torch.int32), opened)
+    assert (got == want).all()
+    joined = concat_rows([after, opened])
+    with pytest.raises(ValueError, match="opened together"):
+        step(model, torch.tensor([1, 1]), joined)
+
+
+@torch.inference_mode()
+def test_threads_may_step_one_model() -> None:
+    model = pack(decoder(), "float32", "numba")
+    prompts = torch.randint(37, (4, 6), generator=torch.Generator().manual_seed(5))
+    starts = [prefill(model, prompt[None]) for prompt in prompts]
+    want = [[int(t) for t in islice(Decoding(model, *s, GREEDY), 60)] for s in starts]
+    got: dict[int, list[int]] = {}
+
+    def write(index: int) -> None:
+        got[index] = [int(t) for t in islice(Decoding(model, *starts[index], GREEDY), 60)]
+
+    before = torch.get_num_threads()
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] for i in range(4)] == want
+    assert torch.get_num_threads() == before
+
+
+@torch.inference_mode()
+def test_only_the_newest_state_is_kept_alive() -> None:
+    model = pack(decoder(), "float32", "numba")
+    compiled = model.compiled_steps
+    assert compiled is not None
+    _, state = prefill(model, torch.tensor([[1, 2, 3]] * 3))
+    opened = open_state(model, state, 3)
+    kept = weakref.ref(opened.layers[0][0].leaves.S)
+    _, opened = step(model, torch.tensor([1, 1, 1]), opened)
+    opened = select_rows(opened, [0, 1])
+    _, opened = step(model, torch.tensor([1, 1]), opened)
+    assert kept() is None

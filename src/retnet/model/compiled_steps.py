@@ -1,6 +1,7 @@
 """One token of a whole decoder as a program, where every branch can write its part."""
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,17 +21,10 @@ from retnet.model.state import DecoderState
 from retnet.ops import Layout
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import NO_NORM, Leaf, Norm, Program, Read
-from retnet.ops.program.crew import undisturbed
+from retnet.ops.program.crew import helpers, undisturbed
 
 if TYPE_CHECKING:
     from retnet.ops.program.machine import Machine
-
-try:
-    from retnet.ops.program import machine as machines
-except ModuleNotFoundError as error:
-    if error.name != "numba":
-        raise
-    machines = None
 
 MAX_ROWS = 16
 """Rows up to which a program is faster than PyTorch's products, which have matrix units."""
@@ -48,8 +42,7 @@ class CompiledSteps:
     """
 
     def __init__(self, model: Decoder, weights: Weights) -> None:
-        if machines is None:
-            raise CannotCompile("Numba is not installed; pip install 'retnet[fast]' brings it")
+        self._machine_of = _machine_class()
         branches = dict(_branches(model))
         self._program = _written(model, branches, weights)
         self._stateful = {
@@ -58,9 +51,11 @@ class CompiledSteps:
         if not self._stateful:
             raise CannotCompile("no branch has a state")
         self._first = next(iter(self._stateful))
+        self._lock = threading.Lock()  # from binding leaves until the step on them is done
         self._machines: dict[int, Machine] = {}
-        self._bound: dict[int, tuple[Any, ...]] = {}
-        self._newest: dict[int, tuple[DecoderState, int]] = {}
+        # of the last step alone: states are large, and a machine is bound again before it steps
+        self._bound: tuple[int, tuple[Any, ...]] | None = None
+        self._newest: tuple[DecoderState, int] | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CompiledSteps":
         return self  # it holds a program, which never changes, and room to run it
@@ -95,15 +90,31 @@ class CompiledSteps:
     def step(
         self, tokens: Int[Tensor, " B"], state: DecoderState
     ) -> tuple[Float[Tensor, "B V"], DecoderState]:
-        """Logits after one more token of each row, float32, and the state there, opened."""
+        """Logits after one more token of each row, float32, and the state there, opened.
+
+        Raises:
+            ValueError: tokens and state differ in rows, or rows were opened at different times.
+            IndexError: a token is not in the vocabulary.
+        """
+        with self._lock:
+            return self._step(tokens, state)
+
+    def _step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         B = len(tokens)
-        newest, used = self._newest.get(B, (None, 0))
+        if len(state.position) != B:
+            raise ValueError(
+                f"tokens has {B} rows and the state {len(state.position)}; they must be equal: "
+                "select_rows picks the state's"
+            )
+        newest, used = self._newest or (None, 0)
         if state is not newest:
             used = self._used(state)
-        machine = self._machine(B)
-        if self._bound.get(B) is not state.layers:
-            machine.bind({leaf: _leaf(state, leaf) for _, _, leaf in self._program.leaves})
-            self._bound[B] = state.layers
+        if self._bound is None or self._bound[0] != B or self._bound[1] is not state.layers:
+            self._bound = None  # until all is bound
+            leaves = {leaf: _leaf(state, leaf) for _, _, leaf in self._program.leaves}
+            self._machine(B).bind(leaves)
+            self._bound = B, state.layers
+        machine = self._machines[B]
         after, used_after = DecoderState(state.position + 1, state.layers), used + 1
         if used_after == ROOM:
             with undisturbed():
@@ -111,14 +122,14 @@ class CompiledSteps:
             leaves = self._program.next_leaves
             machine.bind_next({leaf: _leaf(after, leaf) for _, _, leaf in leaves})
         logits = machine.step(tokens, used)
-        self._newest[B] = after, used_after
+        self._newest = after, used_after
         return logits, after
 
     def _machine(self, batch: int) -> "Machine":
-        if batch not in self._machines:
-            assert machines is not None
-            self._machines[batch] = machines.Machine(self._program, batch)
-        return self._machines[batch]
+        machine, threads = self._machines.get(batch), helpers()
+        if machine is None or machine.helpers != threads:  # PyTorch may have been given others
+            machine = self._machines[batch] = self._machine_of(self._program, batch, threads)
+        return machine
 
     def _next(self, state: DecoderState) -> DecoderState:
         """Leaves for the tokens after a place where those there are will be full."""
@@ -132,7 +143,25 @@ class CompiledSteps:
     def _used(self, state: DecoderState) -> int:
         """Tokens in the leaves of an opened state."""
         layer, branch = self._first
-        return int(state.position[0] - state.layers[layer][branch].begin[0])
+        used = (state.position - state.layers[layer][branch].begin).tolist()
+        if len(set(used)) != 1:
+            raise ValueError(
+                f"rows of the opened state have read {used} tokens since; rows are stepped "
+                "together only if they were opened together: close states before joining them"
+            )
+        return used[0]
+
+
+def _machine_class() -> "type[Machine]":
+    """What runs programs; imported here, for it takes seconds and few models are packed."""
+    try:
+        from retnet.ops.program.machine import Machine
+    except ImportError as error:
+        if error.name is not None and error.name.startswith("retnet"):
+            raise
+        why = "is not installed" if error.name == "numba" else f"cannot be imported ({error})"
+        raise CannotCompile(f"Numba {why}; pip install 'retnet[fast]' brings it") from error
+    return Machine
 
 
 def _branches(model: Decoder) -> Iterator[tuple[Place, nn.Module]]:

@@ -1,5 +1,9 @@
 """Programs against the same sums in PyTorch, in float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,8 @@ from retnet.ops.packed_linear import Weights, quantize
 from retnet.ops.program import NO_NORM, Norm, Program, Read, tiled, untiled
 
 pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
+from retnet.ops.program import kernels
+from retnet.ops.program.crew import crew
 from retnet.ops.program.machine import Machine
 
 V = 11
@@ -104,10 +110,7 @@ def test_a_row_computes_the_same_bits_whoever_is_beside_it() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same_bits(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("retnet.ops.program.machine.helpers", lambda: threads - 1)
+def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     program = Program("bfloat16")
     x = program.vector(64)
     program.embed(drawn(V, 64), 1.0, x)
@@ -116,7 +119,7 @@ def test_any_number_of_threads_gives_the_same_bits(
         program.linear(Read(x), drawn(700, 64), None, y, activation="relu")
         program.linear(Read(y), 0.01 * drawn(64, 700), None, x, add=True)
     program.linear(Read(x), drawn(300, 64), None, None)
-    machine = Machine(program, 2)
+    machine = Machine(program, 2, threads - 1)
     tokens = torch.tensor([3, 4])
     first = machine.step(tokens, 0)
     assert all((machine.step(tokens, 0) == first).all() for _ in range(200))
@@ -136,3 +139,73 @@ def test_tiles_give_their_matrix_back(N: int, K: int) -> None:
     assert (untiled(tiles, N, K) == matrix).all()
     assert tiles.sum() == pytest.approx(float(matrix.sum()), abs=1e-4)  # the rest is zeros
     assert F.pad(matrix, (0, -K % 16, 0, -N % 4)).numel() == tiles.numel()
+
+
+@pytest.mark.parametrize("activation", [None, "swish", "gelu", "relu"])
+def test_nan_is_not_hidden(activation: Activation | None) -> None:
+    for weights in ("float32", "bfloat16", "int8"):
+        program, matrix = Program(weights), drawn(9, 5)
+        x, y = program.vector(5), program.vector(9)
+        matrix[7, 2] = float("nan")
+        program.embed(drawn(V, 5), 1.0, x)
+        program.linear(Read(x), matrix, None, y, activation=activation)
+        program.linear(Read(y), torch.eye(9), None, None)
+        assert run(program, 3).isnan().any(1).all()
+
+
+def test_two_machines_may_differ_in_helpers_and_take_turns() -> None:
+    machines = []
+    for helpers in (0, 1, 3):
+        program = Program("float32")
+        x = program.vector(64)
+        program.embed(drawn(V, 64), 1.0, x)
+        program.linear(Read(x), drawn(700, 64), None, None)
+        machines.append(Machine(program, 1, helpers))
+    tokens = torch.tensor([2])
+    want = machines[0].step(tokens, 0)
+    for _ in range(300):
+        assert all((machine.step(tokens, 0) == want).all() for machine in machines)
+    assert all(thread.is_alive() for thread in crew._threads)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_steps_go_on_in_a_child_process() -> None:
+    code = """
+import os, torch
+from retnet.ops.program import Program, Read
+from retnet.ops.program.machine import Machine
+program = Program("float32")
+x = program.vector(16)
+program.embed(torch.randn(5, 16), 1.0, x)
+program.linear(Read(x), torch.randn(300, 16), None, None)
+machine = Machine(program, 1, 2)
+want = machine.step(torch.tensor([3]), 0)
+child = os.fork()
+if child == 0:
+    same = all(torch.equal(machine.step(torch.tensor([3]), 0), want) for _ in range(20))
+    os._exit(0 if same else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=250)
+
+
+def test_kernels_are_kept_under_a_digest_of_their_sources(tmp_path: Path) -> None:
+    folder = Path(kernels.__file__).parent
+    for name in ("intrinsics.py", "kernels.py", "table.py"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    same = kernels.digest(tmp_path)
+    assert kernels.take_part.py_func.__qualname__ == f"take_part_{same}"
+    (tmp_path / "table.py").write_text("LANES = 8")
+    assert kernels.digest(tmp_path) != same
+
+
+def test_kernels_compile_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*_args: Any) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", nowhere)
+
+    def twice(x: int) -> int:
+        return 2 * x
+
+    assert kernels.kept(twice)(4) == 8

@@ -26,7 +26,7 @@ class Crew:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._wakes: list[threading.Semaphore] = []
+        self._wakes: list[threading.Event] = []
         self._work: weakref.ReferenceType[Work] | None = None
         self._over = False
 
@@ -34,7 +34,7 @@ class Crew:
         """See that there are so many helpers."""
         with self._lock:
             while len(self._threads) < helpers and not self._over:
-                wake, index = threading.Semaphore(0), len(self._threads)
+                wake, index = threading.Event(), len(self._threads)
                 name = f"retnet helper {index}"
                 thread = threading.Thread(
                     target=self._serve, args=(index, wake), name=name, daemon=True
@@ -44,21 +44,25 @@ class Crew:
                 thread.start()
 
     def call(self, work: Work, helper: int) -> None:
-        """Wake a helper for this work."""
+        """Wake a helper for this work, however often it is called before it comes."""
+        if helper >= len(self._wakes):
+            self.grow(helper + 1)  # in a child of the process that had them
         self._work = weakref.ref(work)
-        self._wakes[helper].release()
+        if helper < len(self._wakes):  # there is none when the interpreter goes
+            self._wakes[helper].set()
 
     def end(self) -> None:
         """Let all threads return, before the interpreter goes."""
         self._over = True
         for wake in self._wakes:
-            wake.release()
+            wake.set()
         for thread in self._threads:
             thread.join(1.0)
 
-    def _serve(self, index: int, wake: threading.Semaphore) -> None:
+    def _serve(self, index: int, wake: threading.Event) -> None:
         while True:
-            wake.acquire()
+            wake.wait()
+            wake.clear()  # before looking for work, so that none is missed
             if self._over:
                 return
             work = None if self._work is None else self._work()
@@ -78,13 +82,31 @@ def undisturbed() -> Iterator[None]:
     """Let PyTorch compute on this thread alone.
 
     After work on several its threads spin for milliseconds, on cores where helpers should be.
+    The number is the process's: who comes while another is here must not take 1 for what was set.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _quiet.lock:
+        if _quiet.inside == 0:
+            _quiet.threads = torch.get_num_threads()
+        _quiet.inside += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _quiet.lock:
+            _quiet.inside -= 1
+            torch.set_num_threads(_quiet.threads)
+
+
+class _Quiet:
+    """Who computes undisturbed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.threads = 1  # what they return to
+
+
+_quiet = _Quiet()
 
 
 crew = Crew()
@@ -94,6 +116,7 @@ crew = Crew()
 def _after_fork() -> None:
     """A child has none of its parent's threads."""
     crew.__init__()
+    _quiet.__init__()
 
 
 atexit.register(crew.end)

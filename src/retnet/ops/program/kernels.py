@@ -6,8 +6,10 @@ Addresses become arrays here and nowhere else. All numbers between instructions 
 # pyright: reportCallIssue=false, reportPrivateImportUsage=false
 # An intrinsic's first parameter is not given by who calls it.
 from collections.abc import Callable
+from hashlib import sha256
 from inspect import unwrap
 from math import erf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,13 +94,33 @@ WIDE = 8
 """Vectors of the widest tile."""
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile without the checks that tests put around functions, and keep the result on disk.
+def kernel(function: Callable[..., Any], *, cache: bool = False) -> Any:
+    """Compile without the checks that tests put around functions.
 
     Sums may be made in any order; NaN and infinity stay what they are.
     """
     flags = {"reassoc", "contract", "nsz", "arcp"}
-    return njit(unwrap(function), nogil=True, fastmath=flags, cache=True, error_model="numpy")
+    return njit(unwrap(function), nogil=True, fastmath=flags, cache=cache, error_model="numpy")
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """Compile with all that it calls, and keep the result on disk where there is a place for it.
+
+    Numba would keep it until this file changes; in its name, by which Numba finds it, is what all
+    sources are.
+    """
+    function = unwrap(function)
+    try:
+        function.__qualname__ = f"{function.__name__}_{digest(Path(__file__).parent)}"
+        return kernel(function, cache=True)
+    except (OSError, RuntimeError):  # sources or places to write to are missing
+        return kernel(function)
+
+
+def digest(folder: Path) -> str:
+    """What the sources of a kernel are, in short."""
+    sources = (folder / name for name in ("intrinsics.py", "kernels.py", "table.py"))
+    return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 _dots_float32 = {n: dots_of("float32", ROWS if n < 8 else 2, n) for n in (1, 2, 4, 8)}
@@ -430,7 +452,7 @@ def run_step(table, numbers, counters, job, step, scratch):
             pass
 
 
-@kernel
+@kept
 def take_part(table, numbers, counters, job, scratch, seen, patience):
     """Begin the next step and do it; or help with every step that others begin.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retnet.ops.program import kernels, table
-from retnet.ops.program.crew import crew, helpers
+from retnet.ops.program.crew import crew
 from retnet.ops.program.program import Leaf, Program
 
 PATIENCE = 1_000_000
@@ -33,10 +33,12 @@ class Machine:
     Args:
         program: complete.
         batch: rows.
+        helpers: threads that may help.
     """
 
-    def __init__(self, program: Program, batch: int) -> None:
+    def __init__(self, program: Program, batch: int, helpers: int = 0) -> None:
         assert program.output is not None
+        self.helpers = helpers
         self._program = program
         self._batch = batch
         self._memory = torch.zeros(batch * program.width)
@@ -62,20 +64,17 @@ class Machine:
         self._counters = np.zeros((len(program.rows) * 2, kernels.LINE), np.int64)
         self._job = np.zeros(kernels.LINE, np.int64)
         self._job[kernels.STEP], self._job[kernels.B] = -1, batch
-        self._helpers = helpers()
         # PyTorch's memory begins at a cache line: a vector on two of them takes twice the time
-        self._scratch = [
-            torch.zeros(batch * program.scratch).numpy() for _ in range(self._helpers + 1)
-        ]
-        self._seen = [-1] * self._helpers
+        self._scratch = [torch.zeros(batch * program.scratch).numpy() for _ in range(helpers + 1)]
+        self._seen = [-1] * helpers
         self._lock = threading.Lock()
-        crew.grow(self._helpers)
+        crew.grow(helpers)
 
     def bind(self, leaves: dict[Leaf, Tensor]) -> None:
         """Step on these leaves from now on; whoever calls keeps them alive.
 
         Raises:
-            ValueError: one is not contiguous or not float32.
+            ValueError: one is not contiguous, not float32, or of another size.
         """
         self._point(self._program.leaves, leaves)
 
@@ -84,14 +83,20 @@ class Machine:
         self._point(self._program.next_leaves, leaves)
 
     def _point(self, to: list[tuple[int, int, Leaf]], leaves: dict[Leaf, Tensor]) -> None:
-        for index, column, leaf in to:
-            tensor = leaves[leaf]
+        for _, _, leaf in to:
+            tensor, numel = leaves[leaf], self._batch * self._program.leaf_sizes[leaf]
+            if tensor.numel() != numel:
+                raise ValueError(
+                    f"{leaf} has {tensor.numel()} numbers; for {self._batch} rows of this program "
+                    f"it must have {numel}: a model steps on states that it opened itself"
+                )
             if tensor.dtype != torch.float32 or not tensor.is_contiguous():
                 raise ValueError(
                     f"{leaf} is {tensor.dtype} with strides {tensor.stride()}; it must be "
                     "contiguous and float32"
                 )
-            self._table[index, column] = tensor.data_ptr()
+        for index, column, leaf in to:
+            self._table[index, column] = leaves[leaf].data_ptr()
 
     def step(self, tokens: Int[Tensor, " B"], place: int) -> Float[Tensor, "B N"]:
         """The program's output for one token of each row.
@@ -99,22 +104,32 @@ class Machine:
         Args:
             tokens: their ids.
             place: how many tokens the buffers hold already.
+
+        Raises:
+            IndexError: a token is not in the vocabulary.
         """
         assert tokens.shape == (self._batch,)
-        tokens = tokens.contiguous()
+        for token in tokens.tolist():
+            if not 0 <= token < self._program.vocab_size:
+                raise IndexError(
+                    f"token {token} is not in a vocabulary of {self._program.vocab_size}"
+                )
+        tokens = tokens.to(torch.int64).contiguous()
         out = torch.empty(self._batch, self._outputs)
         with self._lock:
             job = self._job
             job[kernels.PLACE], job[kernels.TOKENS] = place, tokens.data_ptr()
             self._output[0] = out.data_ptr()
-            if job[kernels.SPINS] < self._helpers:
-                for helper in range(self._helpers):
+            if job[kernels.SPINS] < self.helpers:
+                for helper in range(self.helpers):
                     crew.call(self, helper)
             self._take_part(self._scratch[0], int(job[kernels.STEP]), 0)
         return out
 
     def help(self, helper: int) -> None:
         """Take part in steps until none has begun for a moment; for the crew."""
+        if helper >= self.helpers:  # it was called for a machine with more
+            return
         scratch, seen = self._scratch[helper + 1], self._seen[helper]
         self._seen[helper] = self._take_part(scratch, seen, PATIENCE)
 

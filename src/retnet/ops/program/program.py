@@ -1,6 +1,6 @@
 """Writing a program: instructions that compute one token of every row of a batch."""
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
@@ -119,9 +119,17 @@ class Program:
         self.vectors: list[tuple[int, int, Vector]] = []  # instruction, column
         self.leaves: list[tuple[int, int, Leaf]] = []
         self.next_leaves: list[tuple[int, int, Leaf]] = []
+        self.leaf_sizes: dict[Leaf, int] = {}  # numbers of a row
+        self.vocab_size = 0
         self.scratch = 0  # numbers of a row that a thread needs
         self.output: tuple[int, int] | None = None
         self._kept: list[Tensor] = []
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a program holds addresses in this process and cannot be copied or pickled; pickle the "
+            "model, and pack it where it is used"
+        )
 
     def vector(self, width: int) -> Vector:
         """Memory for a vector of every row."""
@@ -132,6 +140,7 @@ class Program:
     def embed(self, weight: Float[Tensor, "V D"], factor: float, out: Vector) -> None:
         """`out = factor * weight[token]`."""
         exact = self.weights == "float32"
+        self.vocab_size = len(weight)
         weight = self._keep(weight, torch.float32 if exact else torch.bfloat16)
         self._add(
             {
@@ -249,6 +258,11 @@ class Program:
         for column, leaf in zip(columns, (*leaves, turns.cos, turns.sin), strict=True):
             self.leaves.append((len(self.rows), column, leaf))
         self.next_leaves.append((len(self.rows), table.S_NEXT, leaves[0]))
+        padded_k, padded_v = (-(-D // n) * n for D, n in ((D_k, LANES), (D_v, ROWS)))
+        of_tokens = (H * places * padded_k, H * places * padded_v)
+        turning = places * 2 * H * (D_k // 2 if turns.rotate else 1)
+        sizes = (H * padded_k * padded_v, *of_tokens, turning, turning)
+        self.leaf_sizes |= zip((*leaves, turns.cos, turns.sin), sizes, strict=True)
         self._add(row, {table.IN: qkv, table.OUT: out}, {})
         return out
 
