@@ -25,6 +25,7 @@ from retnet.model.decoding import Decoding, prefill
 from retnet.model.sampling import Sampling
 from retnet.model.state import DecoderState, concat_rows, select_rows, state_tensors
 from retnet.model.steps import close_state, open_state, pack
+from retnet.ops import program
 
 pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
 
@@ -210,11 +211,16 @@ def test_what_has_no_instructions_is_said_and_left_to_pytorch(
     assert why in said
 
 
+def _forget_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("machine", "kernels", "intrinsics"):
+        monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
+        monkeypatch.delattr(program, name, raising=False)
+
+
 def test_without_numba_pytorch_steps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("machine", "kernels", "intrinsics"):
-        monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
+    _forget_kernels(monkeypatch)
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(CannotCompile, match=r"pip install 'retnet\[fast\]'"):
         pack(decoder(), "float32", "numba")
@@ -234,8 +240,7 @@ def test_numba_is_not_imported_before_a_model_is_packed() -> None:
 
 
 def test_a_numba_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("machine", "kernels", "intrinsics"):
-        monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
+    _forget_kernels(monkeypatch)
     monkeypatch.setitem(sys.modules, "numba.extending", None)  # too old, or not for this NumPy
     with pytest.raises(CannotCompile, match=r"cannot be imported.*retnet\[fast\]"):
         pack(decoder(), "float32", "numba")
