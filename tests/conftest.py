@@ -25,6 +25,23 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile kernels once for all workers: whoever comes second finds them on disk."""
+    import torch
+    from filelock import FileLock  # torch brings it
+
+    from retnet.ops.program import Program, Read
+    from retnet.ops.program.machine import Machine
+
+    program = Program("float32")
+    x = program.vector(1)
+    program.embed(torch.ones(1, 1), 1.0, x)
+    program.linear(Read(x), torch.ones(1, 1), None, None)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "compiled_kernels.lock"):
+        Machine(program, 1).step(torch.zeros(1, dtype=torch.int64), 0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--agreement",

@@ -29,6 +29,8 @@ from retnet.ops import program
 
 pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
 
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
+
 GREEDY = Sampling(temperature=0.0)
 BEFORE, STEPS = 5, 2 * ROOM + 3
 SMALL = {"key_width": 8, "value_width": 8}

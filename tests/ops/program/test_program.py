@@ -19,6 +19,8 @@ from retnet.ops.program import kernels
 from retnet.ops.program.crew import crew
 from retnet.ops.program.machine import Machine
 
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
+
 V = 11
 
 
