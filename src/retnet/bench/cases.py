@@ -266,6 +266,21 @@ class DocumentCase:
     size: ModelSize = LONG_TEXT
 
 
+@dataclass(frozen=True, kw_only=True)
+class SessionsCase:
+    """Sessions on disk, of which some are read, written to and forked.
+
+    Attributes:
+        num: of the sessions, one turn each.
+        samples: of them that are used, drawn at random.
+        size: the decoder whose states they are.
+    """
+
+    num: int
+    samples: int
+    size: ModelSize
+
+
 OPS = {
     "2k-float32": OpCase(T=2048, dtype="float32", others=("parallel", "recurrent")),
     "2k-bfloat16": OpCase(T=2048, dtype="bfloat16", others=("parallel", "recurrent"), suite=False),
@@ -415,3 +430,5 @@ DOCUMENT = DocumentCase(
 QUICK_DOCUMENT = DocumentCase(
     tokens=3_000, seq_len=256, whole=(512,), size=replace(TINY, vocab_size=257)
 )
+SESSIONS = SessionsCase(num=10_000, samples=200, size=TINY)
+QUICK_SESSIONS = SessionsCase(num=20, samples=5, size=replace(TINY, vocab_size=257))

@@ -25,6 +25,7 @@ from retnet.bench.rwkv import bench_rwkv
 from retnet.bench.scan import bench_scan
 from retnet.bench.serve import bench_serve
 from retnet.bench.session import Session, Tell
+from retnet.bench.sessions import bench_sessions
 from retnet.bench.table import Table
 from retnet.bench.tables import TABLES
 from retnet.bench.train_step import bench_train
@@ -43,6 +44,7 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
     "document": bench_document,
     "kills": bench_kills,
     "serve": bench_serve,
+    "sessions": bench_sessions,
     **GPU_BENCHES,
 }
 IN_SUITE = ("ops", "train", "prefill", "decode")
@@ -59,6 +61,7 @@ BENCHES = (
         "document",
         "kills",
         "serve",
+        "sessions",
     ),
     *GPU_BENCHES,
 )

@@ -236,6 +236,18 @@ def kills_table(records: Iterable[Record]) -> Table:
     return make_table("A run killed again and again", columns, labels, rows, records)
 
 
+def sessions_table(records: Iterable[Record]) -> Table:
+    """Sessions on disk: how long each operation on one takes."""
+    records = [record for record in records if record.bench == "sessions"]
+    names = {"resume": "resumed", "commit": "turn committed", "fork": "forked", "list": "listed"}
+    labels, rows = [], []
+    for (num, size), metrics in pivot(records, "sessions", "state_bytes").items():
+        labels.append((f"{num:,} sessions on disk", f"states of {float(size) / 1024:.0f} KiB"))
+        rows.append(tuple(spread_text(metrics[f"{name}_ms"]) for name in (*names, "open")))
+    columns = ("sessions", *(f"{what}, ms" for what in names.values()), "folder opened, ms")
+    return make_table("Sessions", columns, labels, rows, records)
+
+
 def machine_table(records: Iterable[Record]) -> Table:
     """The most that the machine does: what shares are shares of."""
     records = [record for record in records if record.bench == "machine"]
@@ -262,6 +274,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "document": document_table,
     "kills": kills_table,
     "serve": serve_table,
+    "sessions": sessions_table,
     "machine": machine_table,
     "targets": targets_table,
     **GPU_TABLES,

@@ -12,6 +12,7 @@ NAME is one of
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
   serve     the engine of `retnet serve`: beside plain decoding, alone and in company
+  sessions  10,000 sessions on disk: resuming one, committing a turn, forking
   gpu       the next three on a CUDA device: ten minutes
   gpu-ops     retention alone, beside flash-linear-attention and attention
   gpu-train   training steps of 1.3 billion parameters, beside attention

@@ -1,1 +1,1 @@
-"""Serve: an engine that decodes many texts at once, sessions that outlive it, and HTTP over both."""
+"""Serve: an engine for many texts at once, sessions that outlive it, and HTTP over both."""
