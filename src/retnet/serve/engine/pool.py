@@ -61,11 +61,11 @@ class Pool:
             self._left = ROOM
         device = self._state.position.device
         read = [0 if owner is None else tokens[owner] for owner in self._owners]
-        h, self._state = self._model.hidden(torch.tensor(read, device=device)[:, None], self._state)
+        tokens_read = torch.tensor(read, device=device)[:, None]
+        logits, self._state = self._model(tokens_read, self._state)
         self._left -= 1
         rows = [row for row, owner in enumerate(self._owners) if owner is not None]
-        h = h[:, 0] if len(rows) == len(h) else h[rows, 0]
-        return self.owners, self._model.head(h)
+        return self.owners, logits[:, 0] if len(rows) == len(logits) else logits[rows, 0]
 
     @torch.inference_mode()
     def enter(self, owners: Sequence[Any], states: Sequence[DecoderState]) -> None:
@@ -95,13 +95,7 @@ class Pool:
         """An owner's row, if it has one, is nobody's from now on."""
         if owner not in self._owners:
             return
-        assert self._state is not None
-        row = self._owners.index(owner)
-        self._owners[row] = None
-        # Nobody's text does not grow beyond what was planned for the others.
-        position = self._state.position.clone()
-        position[row] = 0
-        self._state = self._state._replace(position=position)
+        self._owners[self._owners.index(owner)] = None
         if not self.owners:
             self._owners, self._state, self._left = [], None, None
 
@@ -118,7 +112,9 @@ class Pool:
         """Drop the rows of nobody once they are many or old."""
         holes = self._owners.count(None)
         self._idle = self._idle + 1 if holes else 0
-        if holes and (4 * holes >= len(self._owners) or self._idle >= self.IDLE_STEPS):
+        # where documents have a longest length, nobody's must not grow beyond it
+        many = 4 * holes >= len(self._owners) or self._model.max_tokens is not None
+        if holes and (many or self._idle >= self.IDLE_STEPS):
             assert self._state is not None
             rows = [row for row, owner in enumerate(self._owners) if owner is not None]
             self._state = select_rows(self._state, rows)
@@ -126,10 +122,15 @@ class Pool:
 
     def _closed(self) -> DecoderState:
         assert self._state is not None
-        return trimmed(
-            self._state if self._left is None else close_state(self._model, self._state),
-            self._growing,
-        )
+        state = self._state
+        if self._left is not None:
+            state = close_state(self._model, state)
+        nobody = [row for row, owner in enumerate(self._owners) if owner is None]
+        if nobody:  # their length does not count
+            position = state.position.clone()
+            position[nobody] = 0
+            state = state._replace(position=position)
+        return trimmed(state, self._growing)
 
 
 class RowSize(NamedTuple):
