@@ -1,6 +1,7 @@
 """The engine: many requests at once, at a memory that never grows."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import count
 from threading import Lock
 from time import monotonic, perf_counter
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from retnet.model import Decoder, DecoderState, concat_rows, pack, select_rows
 from retnet.model.state import state_tensors, with_tensors
+from retnet.ops.program.crew import undisturbed
 from retnet.serve.engine.config import EngineConfig, EngineStats
 from retnet.serve.engine.grammar import Grammars, ServedTokenizer
 from retnet.serve.engine.limits import Limits, max_context
@@ -207,7 +209,9 @@ class Engine:
                     events.append(self._finish(text, job.state))
             job.state = None
         if texts:
-            events += self._write(texts, torch.cat(logits), entering)
+            compiled = self.model.compiled_steps is not None
+            with undisturbed() if compiled else nullcontext():
+                events += self._write(texts, torch.cat(logits), entering)
         self._pool.enter(list(entering), list(entering.values()))
         self._count(perf_counter() - begin)
         return events
