@@ -211,7 +211,8 @@ class Engine:
         if texts:
             compiled = self.model.compiled_steps is not None
             with undisturbed() if compiled else nullcontext():
-                events += self._write(texts, torch.cat(logits), entering)
+                together = logits[0] if len(logits) == 1 else torch.cat(logits)
+                events += self._write(texts, together, entering)
         self._pool.enter(list(entering), list(entering.values()))
         self._count(perf_counter() - begin)
         return events
@@ -334,7 +335,8 @@ class Engine:
         good = []
         for row, text in enumerate(texts):
             try:
-                text.prepare(scores[row])
+                if text.changes_scores:
+                    text.prepare(scores[row])
             except ValueError as error:
                 events.append(self._fail(text, str(error)))
             else:
