@@ -91,6 +91,7 @@ PUBLIC: dict[str, list[str]] = {
     ],
     "retnet.ops": ["Layout", "SequenceRanks", "attention", "linear_recurrence", "retention", "wkv"],
     "retnet.reproduce": ["DemoOptions", "DemoResult", "run_demo"],
+    "retnet.serve": [],
     "retnet.train": [
         "RunConfig",
         "RunSection",

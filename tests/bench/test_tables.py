@@ -122,6 +122,10 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
     metrics = {"kills_saving": one(9.0), "different_bits": one(0.0), "whole_s": one(60.0)}
     case = {"steps": 100, "save_every": 20, "kills": 9}
     made.add("kills", case, {**metrics, "killed_s": one(600.0)}, PASSED)
+    of_sessions = ("resume_ms", "commit_ms", "fork_ms", "list_ms", "open_ms")
+    for number in (10, 20):
+        case = {"sessions": number, "state_bytes": 4096}
+        made.add("sessions", case, {name: one(1.0) for name in of_sessions}, PASSED)
     metrics = {"float32/matmul_gflops": one(200.0), "copy_gb_per_s": one(10.0)}
     made.add("machine", {"width": 2048}, metrics, PASSED)
     return made.records

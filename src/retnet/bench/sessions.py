@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ def bench_sessions(session: Session) -> None:
 def _each(
     numbers: list[int],
     call: Callable[[int], object],
-    check: Callable[[int, object], None] | None = None,
+    check: Callable[[int, Any], None] | None = None,
 ) -> Spread:
     """Milliseconds of each call; what it returns is checked outside of them."""
     times = []
