@@ -105,8 +105,10 @@ def jamie(
     for i in range(file.config["layers"]):
 
         def normed(y: Tensor, name: str, i: int = i) -> Tensor:
-            affine = (weights[f"layer_norms_{name}.{i}.{kind}"] for kind in ("weight", "bias"))
-            return F.layer_norm(y, y.shape[-1:], *affine)
+            weight, bias = (
+                weights[f"layer_norms_{name}.{i}.{kind}"] for kind in ("weight", "bias")
+            )
+            return F.layer_norm(y, y.shape[-1:], weight, bias)
 
         own = f"retentions.{i}."
         h = normed(x, "1")
@@ -118,8 +120,8 @@ def jamie(
         o, S = retention(q, k, v, log_decay, form=form)
         states.append(S)
         raws.append(o)
-        affine = (weights[f"{own}group_norm.{kind}"] for kind in ("weight", "bias"))
-        normal = F.group_norm(o.flatten(0, 1).flatten(1), heads, *affine).view_as(x)
+        weight, bias = (weights[f"{own}group_norm.{kind}"] for kind in ("weight", "bias"))
+        normal = F.group_norm(o.flatten(0, 1).flatten(1), heads, weight, bias).view_as(x)
         x = x + (F.silu(h @ weights[f"{own}W_G"]) * normal) @ weights[f"{own}W_O"]
         ffn.load_state_dict(
             {
