@@ -18,7 +18,7 @@ from retnet.serve.engine import (
 class Told(NamedTuple):
     """An event, and which of a run's requests it is of."""
 
-    index: int
+    number: int
     event: Event
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
@@ -35,7 +36,7 @@ def test_a_route_or_method_that_is_not_there_is_an_error_of_openai(
 
 
 def test_tokens_there_and_back(server: SimpleNamespace) -> None:
-    def post(path: str, **body: object) -> requests.Response:
+    def post(path: str, **body: Any) -> requests.Response:
         return requests.post(server.url + path, json=body, timeout=10)
 
     assert post("/tokenize", prompt="hé").json()["tokens"] == [256, 104, 195, 169]

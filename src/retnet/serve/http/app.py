@@ -10,6 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
+from retnet.data import Tokenizer
 from retnet.serve.engine import Engine
 from retnet.serve.http import chat, completions, errors, plain_routes, session_routes
 from retnet.serve.http.chat_template import ChatTemplate
@@ -46,12 +47,14 @@ def create_app(
     Returns:
         The application, and its parts.
     """
+    tokenizer = engine.tokenizer
+    assert isinstance(tokenizer, Tokenizer), "HTTP needs a tokenizer that encodes texts"
     context = Context(
         model=model,
         created=int(time()),
         worker=Worker(engine),
-        tokenizer=engine.tokenizer,
-        template=ChatTemplate(engine.tokenizer),
+        tokenizer=tokenizer,
+        template=ChatTemplate(tokenizer),
         limits=limits or Limits(),
         metrics=Metrics(engine),
         sessions=sessions,

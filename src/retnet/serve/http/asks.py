@@ -58,7 +58,8 @@ def _sampling(body: Writing) -> Sampling:
     )
     given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
     whole = ("top_k", "seed")
-    return Sampling(**{k: v if k in whole else float(v) for k, v in given.items()})
+    typed: dict[str, Any] = {k: v if k in whole else float(v) for k, v in given.items()}
+    return Sampling(**typed)
 
 
 def grammar_of(

@@ -69,7 +69,7 @@ class Progress:
         return entry
 
 
-def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list]:
+def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list | None]:
     """As `/v1/completions` has them; the first token of an echoed prompt has none."""
     return {
         "tokens": [_word(tokenizer, entry.token) for entry in entries],

@@ -142,7 +142,7 @@ def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return {**metadata, "checksum": digest.hexdigest()}
 
 
