@@ -126,6 +126,9 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
     for number in (10, 20):
         case = {"sessions": number, "state_bytes": 4096}
         made.add("sessions", case, {name: one(1.0) for name in of_sessions}, PASSED)
+    for load in ("requests", "long prompt"):
+        case = {"parameters": 10**7, "B": 16, "load": load}
+        made.add("serve/engine", case, {"b_ms": one(2.0), "a_ms": one(1.0)}, PASSED)
     metrics = {"float32/matmul_gflops": one(200.0), "copy_gb_per_s": one(10.0)}
     made.add("machine", {"width": 2048}, metrics, PASSED)
     return made.records

@@ -210,7 +210,7 @@ def serve_table(records: Iterable[Record]) -> Table:
     labels, rows = [], []
     for key, metrics in pivot(records, "parameters", "B", "load").items():
         size, B, load = key
-        for name, spread in metrics.items():
+        for name, spread in sorted(metrics.items()):
             labels.append((millions(size), f"{B} rows", f"{load}: {name}"))
             rows.append((spread_text(spread),))
     return make_table("Serving", ("load", "figure"), labels, rows, records)
