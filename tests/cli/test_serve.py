@@ -1,0 +1,74 @@
+"""`retnet serve`: a process that can be talked to, and ends in order."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from retnet.cli.status import FAILED
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@contextmanager
+def process(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run `retnet serve` on a free port; give its address."""
+    command = [sys.executable, "-m", "retnet", "serve", str(folder), "--port", "0", *words]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as running:
+        try:
+            assert running.stderr is not None
+            for line in running.stderr:
+                if '"listening"' in line:
+                    break
+            yield running, f"http://127.0.0.1:{json.loads(line)['port']}"
+        finally:
+            running.kill()
+
+
+def test_sigterm_lets_what_runs_finish_and_exits_with_0(checkpoint: Path, tmp_path: Path) -> None:
+    with process(checkpoint, "--data-dir", str(tmp_path / "data")) as (running, url):
+        body = {
+            "model": "checkpoint",
+            "prompt": "a",
+            "max_tokens": 150,
+            "stream": True,
+            "session": "s",
+        }
+        with requests.post(f"{url}/v1/completions", json=body, stream=True, timeout=30) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            running.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == b"data: [DONE]"
+        last = json.loads(rest[-2].removeprefix(b"data: "))
+        assert last["choices"][0]["finish_reason"] in ("length", "stop")
+        assert running.wait(20) == 0
+    with process(checkpoint, "--data-dir", str(tmp_path / "data")) as (running, url):
+        told = requests.get(f"{url}/v1/sessions/s", timeout=10).json()
+        assert told["num_tokens"] == last["session"]["num_tokens"]
+        running.kill()  # and the next start does not mind
+        running.wait(20)
+
+
+def test_an_address_that_others_reach_needs_keys(run: Run, checkpoint: Path) -> None:
+    status, _, err = run("serve", checkpoint, "--host", "0.0.0.0")
+    assert status == FAILED
+    assert "--api-keys" in err
+
+
+def test_keys_of_the_environment_that_are_no_keys_are_refused(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETNET_API_KEYS", "a b")
+    status, _, err = run("serve", checkpoint)
+    assert status == FAILED
+    assert "API key 1" in err
