@@ -26,9 +26,7 @@ def process(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen, str]]
     ) as running:
         try:
             assert running.stderr is not None
-            for line in running.stderr:
-                if '"listening"' in line:
-                    break
+            line = next(line for line in running.stderr if '"listening"' in line)
             yield running, f"http://127.0.0.1:{json.loads(line)['port']}"
         finally:
             running.kill()

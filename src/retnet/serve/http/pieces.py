@@ -81,7 +81,7 @@ def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dic
     }
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list]:
+def chat_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list | None]:
     """As `/v1/chat/completions` has them."""
 
     def likely(token: int, logprob: float) -> dict[str, Any]:

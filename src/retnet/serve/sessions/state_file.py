@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -142,7 +142,10 @@ def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            data: Any = (
+                tensor.reshape(-1).view(torch.uint8).numpy()
+            )  # a buffer, which numpy's types do not say
+            digest.update(data)
     return {**metadata, "checksum": digest.hexdigest()}
 
 
