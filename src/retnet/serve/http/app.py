@@ -24,6 +24,8 @@ from retnet.serve.worker import Worker
 
 ERRORS = (400, 401, 404, 405, 408, 409, 413, 429, 500, 503)
 
+ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorAnswer"}
+
 
 def create_app(
     engine: Engine,
@@ -95,6 +97,9 @@ def _documented(app: FastAPI) -> Callable[[], dict[str, Any]]:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+                    for status, answer in operation["responses"].items():
+                        if int(status) >= 400:  # FastAPI thinks they are as the route's others
+                            answer["content"] = {"application/json": {"schema": ERROR_SCHEMA}}
             for name in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(name, None)
             app.openapi_schema = document

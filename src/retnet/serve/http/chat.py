@@ -16,13 +16,13 @@ from retnet.serve.http.continuing import Continuing
 from retnet.serve.http.errors import ApiError, AsciiJSON
 from retnet.serve.http.pieces import Piece, chat_logprobs
 from retnet.serve.http.schemas import ChatBody
-from retnet.serve.http.streaming import EventStream, unless_gone
+from retnet.serve.http.streaming import DOCUMENTED, EventStream, unless_gone
 from retnet.serve.http.texts import Texts, merged, new_id
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=DOCUMENTED)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer; with `session`, `messages` are the new ones alone."""
     context = context_of(request)

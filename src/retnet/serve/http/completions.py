@@ -15,7 +15,7 @@ from retnet.serve.http.continuing import Continuing
 from retnet.serve.http.errors import ApiError, AsciiJSON
 from retnet.serve.http.pieces import Piece, Progress, completion_logprobs
 from retnet.serve.http.schemas import CompletionBody
-from retnet.serve.http.streaming import EventStream, unless_gone
+from retnet.serve.http.streaming import DOCUMENTED, EventStream, unless_gone
 from retnet.serve.http.texts import Texts, merged, new_id
 
 router = APIRouter()
@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
     text: str
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=DOCUMENTED)
 async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue one prompt or several, `n` times each."""
     context = context_of(request)

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from retnet.serve.http.asks import check_model
 from retnet.serve.http.chat import messages_of
@@ -55,7 +55,7 @@ async def ready(request: Request) -> Response:
     return AsciiJSON({"status": "ready"})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' format."""
     return Response(context_of(request).metrics.text(), media_type=CONTENT_TYPE)

@@ -17,6 +17,12 @@ router = APIRouter(prefix="/v1/sessions")
 STATE_TYPE = "application/octet-stream"
 
 
+class StateFile(Response):
+    """A safetensors file."""
+
+    media_type = STATE_TYPE
+
+
 @router.get("")
 async def sessions(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str = ""
@@ -88,14 +94,14 @@ async def rollback(name: str, body: RollbackBody, request: Request) -> Response:
     return _named(name, version)
 
 
-@router.get("/{name}/state")
+@router.get("/{name}/state", response_class=StateFile)
 async def export(
     name: str, request: Request, version: Annotated[int | None, Query(ge=0, lt=1 << 31)] = None
 ) -> Response:
     """A session as a safetensors file."""
     store = store_of(context_of(request))
     data = await asyncio.to_thread(store.export, name, owner_of(request), version)
-    return Response(data, media_type=STATE_TYPE)
+    return StateFile(data)
 
 
 @router.put(

@@ -14,6 +14,11 @@ from retnet.serve.worker import Run
 
 Answer = TypeVar("Answer")
 
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""What routes that may stream answer with."""
+
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 
