@@ -55,9 +55,11 @@ def serving(
 
     model = tiny_model()
     store = None if folder is None else SessionStore(folder, identify(model))
-    engine = Engine(model, tokenizer or Tokenizer.bytes(), EngineConfig(**config))
+    tokenizer = tokenizer or Tokenizer.bytes()
+    engine = Engine(model, tokenizer, EngineConfig(**config))
     app, context = create_app(
         engine,
+        tokenizer,
         model="tiny",
         limits=Limits(**(limits or {})),
         keys=Keys(keys) if keys else None,

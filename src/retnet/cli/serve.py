@@ -89,6 +89,7 @@ def main(words: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     app, context = create_app(
         engine,
+        tokenizer,
         model=options.name or Path(options.checkpoint).resolve().name,
         limits=limits,
         keys=keys,

@@ -16,9 +16,9 @@ from retnet.serve.engine import (
 
 
 class Told(NamedTuple):
-    """An event, and which of a run's requests it is of."""
+    """An event, and the number of the request in its run."""
 
-    number: int
+    request: int
     event: Event
 
 

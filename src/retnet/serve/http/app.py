@@ -29,6 +29,7 @@ ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorAnswer"}
 
 def create_app(
     engine: Engine,
+    tokenizer: Tokenizer,
     *,
     model: str,
     limits: Limits | None = None,
@@ -40,6 +41,7 @@ def create_app(
 
     Args:
         engine: idle; nobody else may step it.
+        tokenizer: the engine's.
         model: the name that clients must give.
         limits: see `Limits`.
         keys: who may ask; None lets everybody.

@@ -53,13 +53,12 @@ def common(context: Context, body: Writing, max_tokens: int) -> dict[str, Any]:
 
 def _sampling(body: Writing) -> Sampling:
     names = (
-        *("temperature", "top_k", "top_p", "min_p", "seed"),
+        *("temperature", "top_p", "min_p"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty"),
     )
-    given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
-    whole = ("top_k", "seed")
-    typed: dict[str, Any] = {k: v if k in whole else float(v) for k, v in given.items()}
-    return Sampling(**typed)
+    given = {name: getattr(body, name) for name in names}
+    floats = {name: float(value) for name, value in given.items() if value is not None}
+    return Sampling(top_k=body.top_k or 0, seed=body.seed, **floats)
 
 
 def grammar_of(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from time import time
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -84,8 +84,9 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 
 def _prompts(context: Context, body: CompletionBody, begins: bool) -> list[Prompt]:
-    given, most = body.prompt, context.limits.prompts
-    several = cast(Sequence[Any], given if _is_several(given) else [given])
+    given: Any = body.prompt
+    most = context.limits.prompts
+    several: Sequence[Any] = given if _is_several(given) else [given]
     if not 1 <= len(several) <= most:
         raise ApiError(
             400, f"prompt has {len(several)} texts; give 1 to {most} at once", param="prompt"
@@ -159,7 +160,7 @@ class _Answer:
                 last = await self._ended()
             told = piece.text or piece.entries or piece.finish_reason
             if told or (self._body.echo and grown.choice not in begun):
-                echo = None if grown.choice in begun else grown.number
+                echo = None if grown.choice in begun else grown.prompt
                 begun.add(grown.choice)
                 choice = self._choice(grown.choice, piece, echo)
                 extra = {"session": last["session"]} if "session" in last else {}

@@ -69,7 +69,7 @@ class Progress:
         return entry
 
 
-def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list | None]:
+def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """As `/v1/completions` has them; the first token of an echoed prompt has none."""
     return {
         "tokens": [_word(tokenizer, entry.token) for entry in entries],
@@ -81,7 +81,7 @@ def completion_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dic
     }
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, list | None]:
+def chat_logprobs(tokenizer: Tokenizer, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """As `/v1/chat/completions` has them."""
 
     def likely(token: int, logprob: float) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from retnet.serve.http.pieces import Piece, Progress
 
 
 class Grown(NamedTuple):
-    """What has become of sample `sample` of prompt `number`; `choice` counts over both."""
+    """What has become of a text: `prompt` counts prompts, `choice` their samples one by one."""
 
-    number: int
+    prompt: int
     choice: int
     piece: Piece
 
