@@ -21,7 +21,7 @@ Adapter = Annotated[str, arg(metavar="PATH", help="A fine-tuned adapter of it.")
 
 WeightsChoice = Annotated[
     Literal["saved", "float32", "bfloat16", "int8"],
-    arg(metavar="KIND", help="saved, or packed: float32, bfloat16, int8."),
+    arg(metavar="KIND", help="saved, float32, bfloat16 or int8."),
 ]
 """How a command that writes text keeps the model's weights."""
 
@@ -52,7 +52,7 @@ class SamplingOptions:
     repetition_penalty: Annotated[float, arg(metavar="X")] = 1.0
     """Above 1 discourages repetition; 1: off."""
     presence_penalty: Annotated[float, arg(metavar="X")] = 0.0
-    """Subtracted from repeated tokens; 0: off."""
+    """Subtracted from repeats; 0: off."""
     frequency_penalty: Annotated[float, arg(metavar="X")] = 0.0
     """The same, once for each time; 0: off."""
     seed: Annotated[int | None, arg(metavar="N")] = None

@@ -159,6 +159,17 @@ def test_cancelled_requests_say_nothing_more_and_free_their_rows(model: Decoder)
     assert engine.step() == []
 
 
+def test_an_engine_whose_last_text_was_cancelled_says_that_nothing_runs(model: Decoder) -> None:
+    engine = engine_of(model)
+    handle = engine.submit(Request(prompt=prompt(4), max_tokens=500))
+    for _ in range(3):
+        engine.step()
+    assert engine.stats.running == 1
+    engine.cancel(handle)
+    engine.step()
+    assert (engine.stats.rows, engine.stats.running) == (0, 0)
+
+
 def test_a_long_prompt_stops_nobody(model: Decoder) -> None:
     engine = engine_of(model)
     short = engine.submit(Request(prompt=prompt(3), max_tokens=40, sampling=GREEDY))

@@ -177,6 +177,8 @@ class Engine:
         begin = perf_counter()
         chunks = self._schedule()
         if not chunks and not self._pool.owners:
+            if self.stats.running:  # the last ones were cancelled
+                self._count(perf_counter() - begin)
             return []
         events: list[Event] = []
         texts: list[Text] = []
