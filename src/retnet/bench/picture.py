@@ -17,6 +17,7 @@ GREY = "#6b7280"
 LOOKS = {
     "retnet": ("#0072B2", "o", "retnet"),
     "retnet, on and on": ("#56B4E9", ".", "retnet, on and on"),
+    "retnet without Numba": ("#56B4E9", ".", "retnet, no Numba"),
     "retnet with attention": ("#D55E00", "s", "attention, ours"),
     "transformers": ("#E69F00", "^", "Llama, transformers"),
     "llama.cpp": ("#009E73", "D", "Llama, llama.cpp"),
