@@ -17,6 +17,7 @@ BY_HAND = {
     "swish": lambda x: x * torch.sigmoid(x),
     "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
     "relu": lambda x: x.clamp(min=0),
+    "sigmoid": lambda x: 1 / (1 + torch.exp(-x)),
 }
 
 

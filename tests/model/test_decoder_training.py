@@ -60,7 +60,14 @@ def test_first_loss_is_sound_with_every_embedding_and_residual(
 
 
 def test_every_preset_family_is_among_the_sizes_above() -> None:
-    assert {name.partition("-")[0] for name in PRESETS} == {n.partition("-")[0] for n in SIZES}
+    families = {name.partition("-")[0] for name in PRESETS}
+    assert families == {name.partition("-")[0] for name in SIZES} | {"rwkv"}
+
+
+def test_first_loss_of_rwkv_is_near_that_of_a_uniform_guess() -> None:
+    """It has an initialisation of its own, which no tied head can have."""
+    described = shallow(preset("rwkv-169m", vocab_size=2000))
+    assert abs(first_loss(described) - math.log(2000)) <= 0.6
 
 
 def test_one_step_of_descent_lowers_the_loss() -> None:

@@ -66,8 +66,9 @@ class Scripted(Decoder):
 
     def head(self, h: Tensor) -> Tensor:
         logits = torch.zeros(*h.shape[:-1], len(self.tokenizer.pieces))
-        for row, read in enumerate(h[..., 0].tolist()):
-            logits[row, self.next_token.get(int(read), BOS)] = 99.0
+        of_rows = logits.view(-1, logits.shape[-1])
+        for row, read in enumerate(h[..., 0].flatten().tolist()):
+            of_rows[row, self.next_token.get(int(read), BOS)] = 99.0
         return logits
 
 

@@ -1,7 +1,7 @@
 """Hyena's filters: functions of the distance between tokens, as small networks say."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -55,8 +55,9 @@ class HyenaFilter(PreciseParameters, nn.Module):
         nn.init.constant_(self.frequency, frequency)
         taps, emb_dim = self.positions.shape
         bands = (emb_dim - 1) // 2
-        speeds = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64)
-        t = torch.arange(taps, dtype=torch.float64)[:, None]
+        exact: Any = {"dtype": torch.float64, "device": self.positions.device}
+        speeds = torch.linspace(1e-4, bands - 1, bands, **exact)
+        t = torch.arange(taps, **exact)[:, None]
         angles = 2 * math.pi / taps * t * speeds
         with torch.no_grad():
             self.positions.copy_(torch.cat([t / (taps - 1), angles.cos(), -angles.sin()], 1))

@@ -1,1 +1,3 @@
 """Serve: an engine for many texts at once, sessions that outlive it, and HTTP over both."""
+
+__all__: list[str] = []
