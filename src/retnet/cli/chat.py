@@ -51,7 +51,7 @@ class Options:
     """See the module."""
 
     checkpoint: Checkpoint
-    """Folder that `retnet demo` or `retnet train` wrote."""
+    """Folder of a model."""
     adapter: Adapter = ""
     weights: WeightsChoice = "saved"
     max_tokens: Annotated[int, arg(metavar="N")] = 200
@@ -59,7 +59,7 @@ class Options:
     stop: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="TEXT")] = ()
     """End a turn before this text."""
     session: Annotated[str, arg(metavar="NAME")] = ""
-    """Go on with the text of this name, and keep each turn of it."""
+    """Keep the text under this name."""
     data_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("sessions")
     """Where texts with names are kept."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import warnings
 from types import ModuleType
 
 
@@ -32,7 +33,9 @@ def import_peer(module: str, peer: str, install: str) -> ModuleType:
         PeerMissing: it, or a module that it needs, is not installed, or does not load.
     """
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():  # of what it calls; nobody here can mend that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name is not None and module.split(".")[0] == error.name.split(".")[0]
         reason = "is not installed" if missing else f"lacks the module {error.name}"
