@@ -51,8 +51,6 @@ def create_app(
     Returns:
         The application, and its parts.
     """
-    tokenizer = engine.tokenizer
-    assert isinstance(tokenizer, Tokenizer), "HTTP needs a tokenizer that encodes texts"
     context = Context(
         model=model,
         created=int(time()),
