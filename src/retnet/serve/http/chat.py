@@ -13,10 +13,10 @@ from retnet.serve.http.asks import common, grammar_of
 from retnet.serve.http.chat_template import Message, message_of
 from retnet.serve.http.context import Context, context_of, owner_of
 from retnet.serve.http.continuing import Continuing
-from retnet.serve.http.errors import ApiError, AsciiJSON
+from retnet.serve.http.errors import ApiError
 from retnet.serve.http.pieces import Piece, chat_logprobs
 from retnet.serve.http.schemas import ChatBody
-from retnet.serve.http.streaming import DOCUMENTED, EventStream, unless_gone
+from retnet.serve.http.streaming import DOCUMENTED, answered
 from retnet.serve.http.texts import Texts, merged, new_id
 
 router = APIRouter()
@@ -58,17 +58,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
 
     answer = _Answer(context, body, texts, asked.prompt, session, request.scope["noted"])
 
-    def end() -> None:
-        texts.run.cancel()
-        if session is not None:
-            session.release()
-
-    if body.stream:
-        return EventStream(answer.frames(), end)
-    try:
-        return AsciiJSON(await unless_gone(request, answer.whole(), texts.run))
-    finally:
-        end()
+    return await answered(request, answer, texts.run, session, stream=bool(body.stream))
 
 
 def messages_of(body_messages: list[Any]) -> list[Message]:

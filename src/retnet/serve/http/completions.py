@@ -12,10 +12,10 @@ from retnet.serve import engine
 from retnet.serve.http.asks import common, grammar_of
 from retnet.serve.http.context import Context, context_of, owner_of
 from retnet.serve.http.continuing import Continuing
-from retnet.serve.http.errors import ApiError, AsciiJSON
+from retnet.serve.http.errors import ApiError
 from retnet.serve.http.pieces import Piece, Progress, completion_logprobs
 from retnet.serve.http.schemas import CompletionBody
-from retnet.serve.http.streaming import DOCUMENTED, EventStream, unless_gone
+from retnet.serve.http.streaming import DOCUMENTED, answered
 from retnet.serve.http.texts import Texts, merged, new_id
 
 router = APIRouter()
@@ -70,17 +70,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
     answer = _Answer(context, body, texts, prompts, session, request.scope["noted"])
 
-    def end() -> None:
-        texts.run.cancel()
-        if session is not None:
-            session.release()
-
-    if body.stream:
-        return EventStream(answer.frames(), end)
-    try:
-        return AsciiJSON(await unless_gone(request, answer.whole(), texts.run))
-    finally:
-        end()
+    return await answered(request, answer, texts.run, session, stream=bool(body.stream))
 
 
 def _prompts(context: Context, body: CompletionBody, begins: bool) -> list[Prompt]:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from retnet.serve.http.errors import ApiError, as_api_error, error_body
+from retnet.serve.http.continuing import Continuing
+from retnet.serve.http.errors import ApiError, AsciiJSON, as_api_error, error_body
 from retnet.serve.worker import Run
 
 Answer = TypeVar("Answer")
@@ -62,6 +63,36 @@ async def _encoded(frames: AsyncIterator[dict[str, Any] | None]) -> AsyncIterato
         told = as_api_error(error)
         yield frame(error_body(told.status, str(told), told.param, told.code))
     yield DONE
+
+
+class Answering(Protocol):
+    """What a route knows of the texts that it asked for."""
+
+    async def whole(self) -> dict[str, Any]:
+        """All at once."""
+        ...
+
+    def frames(self) -> AsyncIterator[dict[str, Any] | None]:
+        """As they grow; None is a ping."""
+        ...
+
+
+async def answered(
+    request: Request, answer: Answering, run: Run, session: Continuing | None, *, stream: bool
+) -> Response:
+    """Send an answer, whole or as it grows; then the run is over and the session free."""
+
+    def end() -> None:
+        run.cancel()
+        if session is not None:
+            session.release()
+
+    if stream:
+        return EventStream(answer.frames(), end)
+    try:
+        return AsciiJSON(await unless_gone(request, answer.whole(), run))
+    finally:
+        end()
 
 
 async def unless_gone(request: Request, work: Awaitable[Answer], run: Run) -> Answer:
