@@ -61,26 +61,24 @@ def test_weights_come_back_to_the_bit(tmp_path, name):
     same(load_file(tmp_path / "theirs" / "model.safetensors"), want)
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 13,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
 def llama(**changes: Any) -> LlamaForCausalLM:
-    plain: dict[str, Any] = {
-        "vocab_size": 13,
-        "hidden_size": 16,
-        "intermediate_size": 20,
-        "num_hidden_layers": 2,
-    }
-    plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8}
+    plain = SMALL | {"max_position_embeddings": 8}
     torch.manual_seed(1)
     return _lively(LlamaForCausalLM(LlamaConfig(**(plain | changes))))
 
 
 def mistral(**changes: Any) -> MistralForCausalLM:
-    plain: dict[str, Any] = {
-        "vocab_size": 13,
-        "hidden_size": 16,
-        "intermediate_size": 20,
-        "num_hidden_layers": 2,
-    }
-    plain |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+    plain = SMALL | {"head_dim": 6}
     torch.manual_seed(1)
     return _lively(MistralForCausalLM(MistralConfig(**(plain | changes))))
 
