@@ -72,13 +72,13 @@ SMALL: dict[str, Any] = {
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
-    plain = SMALL | {"max_position_embeddings": 8}
+    plain: dict[str, Any] = SMALL | {"max_position_embeddings": 8}
     torch.manual_seed(1)
     return _lively(LlamaForCausalLM(LlamaConfig(**(plain | changes))))
 
 
 def mistral(**changes: Any) -> MistralForCausalLM:
-    plain = SMALL | {"head_dim": 6}
+    plain: dict[str, Any] = SMALL | {"head_dim": 6}
     torch.manual_seed(1)
     return _lively(MistralForCausalLM(MistralConfig(**(plain | changes))))
 
