@@ -8,6 +8,13 @@ FOLDER ?= runs/demo
 BIN := .venv/bin
 OLD_HF := .venv-hf-5.17
 READY := .venv/.ready
+# In the tests of these rooms every call has the shapes and types of its signature checked, which
+# takes half of the time again; torch.compile does not get through the checks.
+SHAPED := tests/ops tests/mixers tests/model
+COMPILED := tests/model/test_compile.py
+
+# Without kept bytecode each of the tests' processes compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fmt check bench hf docs
@@ -19,9 +26,10 @@ demo: $(READY)  ## the whole story in about two minutes: train, score, generate,
 	$(BIN)/retnet demo
 
 test: check $(OLD_HF)/.ready  ## everything CI checks: `check`, then the tests and every example in the docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype --ignore=$(COMPILED) $(SHAPED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(addprefix --ignore=,$(SHAPED))
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(COMPILED)
 	OMP_NUM_THREADS=1 $(OLD_HF)/bin/python -m pytest tests/hf
-	OMP_NUM_THREADS=1 $(BIN)/pytest -o addopts="--strict-markers --strict-config --import-mode=importlib" -m compile tests
 
 check: $(READY)  ## lint, format, types and the one-way rooms; changes nothing
 	$(BIN)/ruff check

@@ -9,7 +9,6 @@ import torch
 from model.small import config, decoder, tokens
 
 pytestmark = [
-    pytest.mark.compile,
     pytest.mark.skipif(
         not any(shutil.which(name) for name in ("g++", "clang++", "c++")),
         reason="torch.compile needs a C++ compiler: apt-get install g++",

@@ -57,6 +57,22 @@ def _no_picture(request, monkeypatch):
         monkeypatch.setattr(run, "plot_metrics", lambda *_: None)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, make_config_in):
+    """The folder of a run that nothing disturbs; each is made once, for all tests."""
+    base = tmp_path_factory.mktemp("whole")
+    make, made = make_config_in(base), {}
+
+    def undisturbed(**settings):
+        config = make(**settings)
+        if config not in made:
+            name = f"run-{len(made)}"
+            made[config] = train(make(dir=name, **settings), base=base).folder
+        return made[config]
+
+    return undisturbed
+
+
 @pytest.fixture
 def before_step(monkeypatch):
     """Call a function before the batch of a step is made, once."""
@@ -129,26 +145,24 @@ def test_random_numbers_of_the_caller_are_left_alone(make_config, tmp_path):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_killed_again_and_again_goes_on_bit_for_bit(
-    make_config, tmp_path, before_step, accumulate
+    make_config, tmp_path, before_step, whole, accumulate
 ):
     """Dropout, means of the log across a gap, validation and samples included."""
     settings = {"dropout": 0.2, "accumulate": accumulate}
-    train(make_config(dir="whole", **settings), base=tmp_path)
     for step in (1, 4, 7, 11):  # before anything is saved, right after a save, later
         before_step(step, kill)
         with pytest.raises(Killed):
             train(make_config(dir="cut", **settings), base=tmp_path)
     train(make_config(dir="cut", **settings), base=tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(**settings), tmp_path / "cut")
 
 
 @pytest.mark.parametrize(
     ("module", "broken"), [(loop, "save_learned"), (loop, "dump_toml"), (saving, "async_save")]
 )
 def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
-    make_config, tmp_path, monkeypatch, module, broken
+    make_config, tmp_path, monkeypatch, whole, module, broken
 ):
-    train(make_config(dir="whole"), base=tmp_path)
     real, calls = getattr(module, broken), []
 
     def fail_at_second(*args, **kwargs):
@@ -164,12 +178,12 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
             train(make_config(dir="cut"), base=tmp_path)
     assert RunFolder(tmp_path / "cut").steps() == [tmp_path / "cut/trainer/step-4"]
     train(make_config(dir="cut"), base=tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(), tmp_path / "cut")
 
 
 @pytest.mark.parametrize("full", [OSError(28, "No space left on device"), "library"])
 def test_a_full_disk_ends_the_run_and_keeps_the_step_before(
-    make_config, tmp_path, monkeypatch, full
+    make_config, tmp_path, monkeypatch, whole, full
 ):
     real, calls = loop.save_learned, []
 
@@ -190,14 +204,12 @@ def test_a_full_disk_ends_the_run_and_keeps_the_step_before(
             train(make_config(dir="cut"), base=tmp_path)
     assert not (tmp_path / "cut/trainer/.saving").exists()
     train(make_config(dir="cut"), base=tmp_path)
-    train(make_config(dir="whole"), base=tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(), tmp_path / "cut")
 
 
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_serves(
-    make_config, tmp_path, before_step, capsys
+    make_config, tmp_path, before_step, whole, capsys
 ):
-    train(make_config(dir="whole"), base=tmp_path)
     before_step(9, kill)
     with pytest.raises(Killed):
         train(make_config(dir="cut"), base=tmp_path)
@@ -207,7 +219,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_serves(
     out = capsys.readouterr().out
     assert "step-8 is damaged" in out
     assert "going on from step 4" in out
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(), tmp_path / "cut")
 
 
 SCRIPT = """
@@ -229,9 +241,8 @@ train(load_config(base / "run.toml"), base=base)
 
 
 def test_processes_killed_by_sigkill_are_followed_by_one_that_goes_on_bit_for_bit(
-    make_config, tmp_path
+    make_config, tmp_path, whole
 ):
-    train(make_config(dir="whole", save_every=2), base=tmp_path)
     config = make_config(dir="cut", save_every=2)
     (tmp_path / "run.toml").write_text(dump_toml(config), encoding="utf-8")
     command = [sys.executable, "-c", SCRIPT]
@@ -239,14 +250,13 @@ def test_processes_killed_by_sigkill_are_followed_by_one_that_goes_on_bit_for_bi
         done = subprocess.run([*command, point, tmp_path], capture_output=True, check=False)
         assert done.returncode == code, (point, done.stderr.decode())
     assert b"going on from step" in done.stdout
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(save_every=2), tmp_path / "cut")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(
-    make_config, tmp_path, before_step, capfd, number
+    make_config, tmp_path, before_step, whole, capfd, number
 ):
-    train(make_config(dir="whole"), base=tmp_path)
     before = signal.getsignal(number)
     before_step(6, lambda: os.kill(os.getpid(), number))
     result = train(make_config(dir="cut"), base=tmp_path)
@@ -257,15 +267,14 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(
     assert "stopped after step 7" in out
     assert "the same command goes on from there" in out
     assert train(make_config(dir="cut"), base=tmp_path).finished
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(), tmp_path / "cut")
 
 
 @pytest.mark.parametrize("log_every", [5, 6])
 def test_a_signal_cuts_a_validation_short_which_is_made_up_for(
-    make_config, tmp_path, monkeypatch, log_every
+    make_config, tmp_path, monkeypatch, whole, log_every
 ):
     """Also where the report had begun with a line of the log."""
-    train(make_config(dir="whole", log_every=log_every), base=tmp_path)
     real = loop.Validation.score
 
     def interrupted(self, model, wrap=iter):
@@ -278,7 +287,7 @@ def test_a_signal_cuts_a_validation_short_which_is_made_up_for(
     assert (result.finished, result.step) == (False, 6)
     assert "valid_loss" not in result.metrics
     train(make_config(dir="cut", log_every=log_every), base=tmp_path)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert_same_run(whole(log_every=log_every), tmp_path / "cut")
 
 
 def test_reports_do_not_change_what_is_learned(make_config, tmp_path):

@@ -3,6 +3,8 @@
 import importlib
 import importlib.metadata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -33,8 +35,7 @@ def import_peer(module: str, peer: str, install: str) -> ModuleType:
         PeerMissing: it, or a module that it needs, is not installed, or does not load.
     """
     try:
-        with warnings.catch_warnings():  # of what it calls; nobody here can mend that
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with what_it_calls_may_be_deprecated():
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name is not None and module.split(".")[0] == error.name.split(".")[0]
@@ -42,6 +43,14 @@ def import_peer(module: str, peer: str, install: str) -> ModuleType:
         raise PeerMissing(peer, reason, install) from error
     except (ImportError, OSError, RuntimeError) as error:  # another version's, or a library's own
         raise PeerMissing(peer, f"does not load ({error})", install) from error
+
+
+@contextmanager
+def what_it_calls_may_be_deprecated() -> Iterator[None]:
+    """No warnings of what a peer calls: nobody here can mend that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def peer_version(peer: str, install: str) -> str:

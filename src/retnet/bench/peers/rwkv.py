@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retnet.bench.peers.missing import import_peer, peer_version
+from retnet.bench.peers.missing import (
+    import_peer,
+    peer_version,
+    what_it_calls_may_be_deprecated,
+)
 from retnet.bench.peers.roles import (
     GreedySteps,
     Opened,
@@ -82,7 +86,8 @@ def pip_speaker(ours: Decoder) -> Speaker:
     module: Any = import_peer("rwkv.model", "rwkv", INSTALL_PIP)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         torch.save(_theirs(ours, "rwkv4"), Path(folder) / "model.pth")
-        model = module.RWKV(model=str(Path(folder) / "model"), strategy="cpu fp32")
+        with what_it_calls_may_be_deprecated():
+            model = module.RWKV(model=str(Path(folder) / "model"), strategy="cpu fp32")
 
     def open_(context: int, rows: int, steps: int) -> Opened:  # noqa: ARG001  (constant memory)
         assert rows == 1
