@@ -1,5 +1,6 @@
 """Sessions: states that outlive the process, by name."""
 
+from retnet.serve.sessions.carried import give, take
 from retnet.serve.sessions.errors import (
     SessionError,
     SessionExists,
@@ -8,7 +9,15 @@ from retnet.serve.sessions.errors import (
     VersionConflict,
 )
 from retnet.serve.sessions.identity import Identity, identify
-from retnet.serve.sessions.store import Limits, Listed, SessionStore, Stored, Turn, TurnInfo
+from retnet.serve.sessions.store import (
+    Limits,
+    Listed,
+    SessionStore,
+    Stored,
+    Turn,
+    TurnInfo,
+    check_name,
+)
 
 __all__ = [
     "Identity",
@@ -23,5 +32,8 @@ __all__ = [
     "Turn",
     "TurnInfo",
     "VersionConflict",
+    "check_name",
+    "give",
     "identify",
+    "take",
 ]

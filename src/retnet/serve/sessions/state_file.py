@@ -68,56 +68,61 @@ def read_snapshot(path: Path, identity: Identity) -> Snapshot:
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except safetensors.SafetensorError as error:
         raise SessionRefused(f"{what} is damaged ({error}); {RESTORE}") from None
-    refuse_other(metadata, tensors, identity, what)
+    refuse_other(metadata, tensors, identity, what, RESTORE)
     return snapshot_of(tensors, identity, what)
 
 
 def exported(
-    tensors: Mapping[str, Tensor], tokens: np.ndarray, meta: str, identity: Identity
+    tensors: Mapping[str, Tensor], tokens: np.ndarray | None, meta: str, identity: Identity
 ) -> bytes:
     """A session as one file.
 
     Args:
         tensors: of its state, see `snapshot_tensors`.
-        tokens: all of its text, uint32.
+        tokens: all of its text, uint32; None leaves it out.
         meta: what its owner keeps with it, JSON.
         identity: of the model that wrote it.
     """
-    whole = {**tensors, TOKENS: torch.from_numpy(tokens.astype("<i8"))}
+    whole = dict(tensors)
+    if tokens is not None:
+        whole[TOKENS] = torch.from_numpy(tokens.astype("<i8"))
     return save(whole, seal(whole, {**_whose(identity), "meta": meta}))
 
 
 class Imported(NamedTuple):
-    """A session that came as a file."""
+    """A session that came as a file; `tokens` is None where they were left out."""
 
     snapshot: Snapshot
-    tokens: list[int]
-    meta: dict[str, object]
+    tokens: list[int] | None
+    meta: dict[str, Any]
 
 
-def imported(data: bytes, identity: Identity) -> Imported:
+def imported(data: bytes, identity: Identity, what: str = "the file") -> Imported:
     """Read what `exported` wrote.
 
     Raises:
         SessionRefused: it is no such file, damaged, altered, or another model's.
     """
-    what = "the file"
     try:
         tensors = {name: tensor.clone() for name, tensor in load(data).items()}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (safetensors.SafetensorError, ValueError) as error:
         raise SessionRefused(f"{what} is no whole safetensors file ({error}); {AGAIN}") from None
     metadata = header.get("__metadata__", {})
-    refuse_other(metadata, tensors, identity, what)
+    refuse_other(metadata, tensors, identity, what, AGAIN)
     tokens = tensors.pop(TOKENS, None)
-    if tokens is None or tokens.ndim != 1 or tokens.dtype != torch.int64:
+    if tokens is not None and (tokens.ndim != 1 or tokens.dtype != torch.int64):
         raise SessionRefused(f"{what} has no list of tokens; {AGAIN}")
     for name, tensor in tensors.items():  # sampling refuses a whole batch for one NaN
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise SessionRefused(f"{what} has numbers in {name} that are not finite; {REMEDY}")
     snapshot = snapshot_of(tensors, identity, what)
     position = int(snapshot.state.position[0])
-    if not 0 < position <= len(tokens) or not 0 <= tokens.min() <= tokens.max() < VOCABULARY:
+    if not 0 < position < LONGEST:
+        raise SessionRefused(f"{what} has a state after {position} tokens; {AGAIN}")
+    if tokens is not None and (
+        position > len(tokens) or not 0 <= tokens.min() <= tokens.max() < VOCABULARY
+    ):
         raise SessionRefused(
             f"{what} has {len(tokens)} tokens and a state after {position}, which cannot be; "
             f"{AGAIN}"
@@ -128,9 +133,11 @@ def imported(data: bytes, identity: Identity) -> Imported:
         meta = None
     if not isinstance(meta, dict):
         raise SessionRefused(f"{what} has metadata that is no JSON object; {AGAIN}")
-    return Imported(snapshot, tokens.tolist(), meta)
+    return Imported(snapshot, None if tokens is None else tokens.tolist(), meta)
 
 
+LONGEST = 2**53
+"""Tokens of a text, beyond which floating-point numbers cannot count."""
 VOCABULARY = 2**32
 RESTORE = "go back to an earlier turn of this session, or delete it"
 AGAIN = "export it again"
@@ -149,8 +156,26 @@ def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str
     return {**metadata, "checksum": digest.hexdigest()}
 
 
+def json_of(meta: Mapping[str, Any]) -> str:
+    """Metadata as text.
+
+    Raises:
+        ValueError: it has no words for something.
+    """
+    try:
+        return json.dumps(dict(meta), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"meta is not JSON ({error}); give text, numbers and lists of them"
+        ) from None
+
+
 def refuse_other(
-    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], identity: Identity, what: str
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    identity: Identity,
+    what: str,
+    remedy: str,
 ) -> None:
     """Refuse a file that is not as it was written, or is not of this model."""
     if metadata.get("format") != FORMAT:
@@ -160,7 +185,7 @@ def refuse_other(
     unsealed = {key: value for key, value in metadata.items() if key != "checksum"}
     if seal(tensors, unsealed) != metadata:
         raise SessionRefused(
-            f"{what} is not as it was written (its checksum does not fit); {RESTORE}"
+            f"{what} is not as it was written (its checksum does not fit); {remedy}"
         )
     refuse_fingerprint(metadata.get("fingerprint", ""), metadata.get("config", ""), identity, what)
 

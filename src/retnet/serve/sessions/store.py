@@ -31,11 +31,13 @@ from retnet.serve.sessions.identity import Identity
 from retnet.serve.sessions.index import Index, SessionRow, TurnRow, Unused
 from retnet.serve.sessions.memory import Memory
 from retnet.serve.sessions.state_file import (
+    AGAIN,
     RESTORE,
     VOCABULARY,
     Snapshot,
     exported,
     imported,
+    json_of,
     read_snapshot,
     refuse_fingerprint,
     snapshot_of,
@@ -158,6 +160,24 @@ class Listed:
     changed: float
 
 
+def check_name(name: str) -> None:
+    """Refuse what cannot be a session's name.
+
+    Raises:
+        SessionError: it cannot.
+    """
+    if (
+        not 1 <= len(name) <= LONGEST_NAME
+        or not name.isprintable()
+        or "/" in name
+        or name in (".", "..")
+    ):
+        raise SessionError(
+            f"name {name!r:.60} must have 1 to {LONGEST_NAME} printable characters and no "
+            "slash, and not be . or ..; choose another"
+        )
+
+
 class SessionStore:
     """All sessions under a folder, for threads of this process and other processes alike.
 
@@ -232,7 +252,7 @@ class SessionStore:
             SessionRefused: the session is another model's.
             ValueError: the name, state, tokens or metadata cannot be stored.
         """
-        meta, tokens = _json(turn.meta), _text(turn.tokens)
+        meta, tokens = json_of(turn.meta), _text(turn.tokens)
         with self._index.read() as db:  # a late writer is refused before it writes
             self._expected(db, name, owner, expected_version)
         file, snapshot, num_bytes = self._write(Snapshot(turn.state, turn.logits))
@@ -323,7 +343,7 @@ class SessionStore:
         stored = self.get(name, owner, version)
         tensors = snapshot_tensors(Snapshot(stored.state, stored.logits))
         tokens = np.frombuffer(stored.text, "<u4")
-        return exported(tensors, tokens, _json(stored.meta), self._identity)
+        return exported(tensors, tokens, json_of(stored.meta), self._identity)
 
     def import_(self, data: bytes, name: str, owner: str) -> int:
         """Make a session of one turn of what `export` returned, here or elsewhere.
@@ -333,6 +353,10 @@ class SessionStore:
             SessionExists: the name is taken.
         """
         found = imported(data, self._identity)
+        if found.tokens is None:
+            raise SessionRefused(
+                f"the file has no list of tokens; {AGAIN}, or send it as a request's state"
+            )
         turn = Turn(
             state=found.snapshot.state,
             tokens=found.tokens,
@@ -424,16 +448,7 @@ class SessionStore:
         return session, turn
 
     def _refuse_name(self, db: sqlite3.Connection, name: str, owner: str) -> None:
-        if (
-            not 1 <= len(name) <= LONGEST_NAME
-            or not name.isprintable()
-            or "/" in name
-            or name in (".", "..")
-        ):
-            raise SessionError(
-                f"name {name!r:.60} must have 1 to {LONGEST_NAME} printable characters and no "
-                "slash, and not be . or ..; choose another"
-            )
+        check_name(name)
         if rows.find_session(db, owner, name) is not None:
             raise SessionExists(f'there is a session "{name}" already; choose another name')
 
@@ -484,15 +499,6 @@ def _changed_before(path: Path, moment: float) -> bool:
         return path.stat().st_mtime < moment
     except FileNotFoundError:  # another process removed it
         return False
-
-
-def _json(meta: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(dict(meta), sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"meta is not JSON ({error}); give text, numbers and lists of them"
-        ) from None
 
 
 def _text(tokens: Sequence[int]) -> bytes:
