@@ -54,7 +54,8 @@ def serving(
     import uvicorn
 
     model = tiny_model()
-    store = None if folder is None else SessionStore(folder, identify(model))
+    identity = identify(model)
+    store = None if folder is None else SessionStore(folder, identity)
     tokenizer = tokenizer or Tokenizer.bytes()
     engine = Engine(model, tokenizer, EngineConfig(**config))
     app, context = create_app(
@@ -64,6 +65,7 @@ def serving(
         limits=Limits(**(limits or {})),
         keys=Keys(keys) if keys else None,
         sessions=store,
+        identity=identity,
     )
     server = Server(uvicorn.Config(app, log_config=None, access_log=False), context, 5.0)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]

@@ -78,9 +78,10 @@ def main(words: Sequence[str]) -> None:
         weights=None if options.weights == "saved" else options.weights,
     )
     model, tokenizer = load(options.checkpoint, adapter=options.adapter or None)
+    identity = identify(model)  # before the weights are packed
     store = None
     if options.data_dir:
-        store = SessionStore(Path(options.data_dir), identify(model))
+        store = SessionStore(Path(options.data_dir), identity)
     engine = Engine(model, tokenizer, config)
     print(
         f"states of {options.running} texts take at most {engine.stats.pool_bytes:,} bytes",
@@ -94,6 +95,7 @@ def main(words: Sequence[str]) -> None:
         limits=limits,
         keys=keys,
         sessions=store,
+        identity=identity,
         origins=options.origin,
     )
     serve(

@@ -22,7 +22,7 @@ ENDLESS = {"logit_bias": {"256": -100}}
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """Two keys, one place, one that waits."""
     folder = tmp_path_factory.mktemp("sessions")
-    limits = {"body_bytes": 5000, "max_tokens": 1_000_000, "body_s": 1.0}
+    limits = {"body_bytes": 5000, "state_bytes": 1, "max_tokens": 1_000_000, "body_s": 1.0}
     with serving(folder, keys=("alpha", "beta"), limits=limits, max_running=1, queue_size=1) as s:
         yield s
 

@@ -19,7 +19,7 @@ from retnet.serve.http.gate import Gate
 from retnet.serve.http.keys import Keys
 from retnet.serve.http.metrics import Metrics
 from retnet.serve.http.schemas import ErrorAnswer
-from retnet.serve.sessions import SessionStore
+from retnet.serve.sessions import Identity, SessionStore
 from retnet.serve.worker import Worker
 
 ERRORS = (400, 401, 404, 405, 408, 409, 413, 429, 500, 503)
@@ -35,6 +35,7 @@ def create_app(
     limits: Limits | None = None,
     keys: Keys | None = None,
     sessions: SessionStore | None = None,
+    identity: Identity | None = None,
     origins: tuple[str, ...] = (),
 ) -> tuple[ASGIApp, Context]:
     """Make the application; it runs the engine while it runs itself.
@@ -46,6 +47,7 @@ def create_app(
         limits: see `Limits`.
         keys: who may ask; None lets everybody.
         sessions: where sessions are kept; None for no sessions.
+        identity: of the model, so that clients may carry its states; None: they may not.
         origins: of web pages elsewhere that may ask from a browser.
 
     Returns:
@@ -60,6 +62,7 @@ def create_app(
         limits=limits or Limits(),
         metrics=Metrics(engine),
         sessions=sessions,
+        identity=identity,
     )
 
     @asynccontextmanager

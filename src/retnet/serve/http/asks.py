@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from fastapi import Request
+
 from retnet.model import Sampling
 from retnet.serve.engine import Engine, Grammar
-from retnet.serve.http.context import Context
+from retnet.serve.http.carried import Carried
+from retnet.serve.http.context import Context, context_of, owner_of
+from retnet.serve.http.continuing import Continuing
 from retnet.serve.http.errors import ApiError
-from retnet.serve.http.schemas import ResponseFormat, StructuredOutputs, Writing
+from retnet.serve.http.keeping import Keeping, Unkept
+from retnet.serve.http.schemas import Choosing, ResponseFormat, StructuredOutputs, Writing
 
 FIELDS = {"num_samples": "n"}
 """Where the engine's name of a field is not the client's."""
@@ -23,35 +28,83 @@ def check_model(context: Context, model: str | None) -> None:
         )
 
 
-def common(context: Context, body: Writing, max_tokens: int) -> dict[str, Any]:
-    """The engine's arguments that do not depend on the route.
+def keeping_of(request: Request, body: Writing) -> Keeping:
+    """Where the text goes on from and where its state goes; an `Exchange` takes it over.
+
+    Raises:
+        ApiError: that is not possible.
+        SessionError: no session can have this name.
+    """
+    context, carries = context_of(request), body.state is not None or bool(body.return_state)
+    if body.n not in (None, 1):
+        for param in ("session", "return_state"):
+            if getattr(body, param):
+                raise ApiError(400, f"{param} goes on with one text: leave n out", param="n")
+    if body.session is not None:
+        if carries:
+            param = "return_state" if body.state is None else "state"
+            raise ApiError(400, f"give session or {param}: one of us keeps the state", param=param)
+        return Continuing(context, owner_of(request), body.session)
+    if carries:
+        return Carried(context, body.state, returns=bool(body.return_state))
+    return Unkept()
+
+
+def common(
+    context: Context, body: Writing, keeping: Keeping, max_tokens: int, field: str = "max_tokens"
+) -> dict[str, Any]:
+    """The engine's arguments of completions and chats that do not depend on the route.
 
     Args:
         context: the server's parts.
         body: what the client sent.
+        keeping: opened.
         max_tokens: as the body or the route has it.
+        field: what the client calls that.
     """
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return {
+        **choosing(context, body, keeping, max_tokens, field),
+        "stop": tuple(stop),
+        "num_samples": 1 if body.n is None else body.n,
+    }
+
+
+def check(context: Context, body: Writing) -> None:
+    """Refuse what needs no look at the prompt."""
     check_model(context, body.model)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream = true", param="stream_options")
+
+
+def choosing(
+    context: Context, body: Choosing, keeping: Keeping, max_tokens: int, field: str
+) -> dict[str, Any]:
+    """The engine's arguments that no route does without; see `common`."""
     most = context.limits.max_tokens
     if max_tokens > most:
-        raise ApiError(
-            400, f"max_tokens ({max_tokens}) must be at most {most} here", param="max_tokens"
-        )
-    if body.session is not None and body.n not in (None, 1):
-        raise ApiError(400, "a session goes on with one text: leave n out", param="n")
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        raise ApiError(400, f"{field} ({max_tokens}) must be at most {most} here", param=field)
     return {
+        "state": keeping.before.state,
+        "keep_state": keeping.keeps,
         "sampling": _sampling(body),
         "max_tokens": max_tokens,
-        "stop": tuple(stop),
-        "num_samples": 1 if body.n is None else body.n,
         "logit_bias": {int(key): value for key, value in (body.logit_bias or {}).items()},
     }
 
 
-def _sampling(body: Writing) -> Sampling:
+def answer_tokens(context: Context, asked: int | None, prompt: int, keeping: Keeping) -> int:
+    """How long an answer may be: as was asked for, or as long as answers are here."""
+    if asked is not None:
+        return asked
+    most = min(context.limits.chat_tokens, context.limits.max_tokens)
+    longest = context.worker.engine.max_context
+    if longest is None:
+        return most
+    return max(1, min(most, longest - prompt - keeping.before.num_tokens))
+
+
+def _sampling(body: Choosing) -> Sampling:
     names = (
         *("temperature", "top_p", "min_p"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty"),

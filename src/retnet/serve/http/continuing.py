@@ -1,17 +1,16 @@
 """A request that goes on with a session: its state before, and the commit after."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retnet.serve.http.context import Context
 from retnet.serve.http.errors import ApiError
-from retnet.serve.http.pieces import Progress
-from retnet.serve.sessions import SessionMissing, SessionStore, Stored, Turn
+from retnet.serve.http.keeping import Before
+from retnet.serve.sessions import SessionMissing, SessionStore, Turn, check_name
 
 
-def store_of(context: Context) -> SessionStore:
-    """Where sessions are.
+def store_of(context: Context, param: str = "session") -> SessionStore:
+    """Where sessions are; `param` is the field that asks for one.
 
     Raises:
         ApiError: nowhere.
@@ -20,25 +19,31 @@ def store_of(context: Context) -> SessionStore:
         raise ApiError(
             400,
             "this server keeps no sessions; start it with --data-dir",
-            param="session",
+            param=param,
             code="sessions_off",
         )
     return context.sessions
 
 
 class Continuing:
-    """One turn of a session. Nothing is kept of a turn that is not committed.
+    """One turn of a session, that nobody else may change meanwhile; see `Keeping`."""
 
-    Attributes:
-        stored: the session so far; None where it begins.
-    """
+    keeps = True
 
     def __init__(self, context: Context, owner: str, name: str) -> None:
-        """Take the session; `release` must follow."""
-        self.stored: Stored | None = None
+        """Take the session; `release` must follow.
+
+        Raises:
+            ApiError: another request has it, or there are no sessions.
+            SessionError: no session can have this name.
+        """
+        check_name(name)
+        self.before = Before()
+        self._version: int | None = None
         self._store = store_of(context)
         self._busy = context.busy_sessions
         self._key = (owner, name)
+        self._committing: asyncio.Future[int] | None = None
         if self._key in self._busy:
             raise ApiError(
                 409,
@@ -52,33 +57,29 @@ class Continuing:
         """Look the session up; a name that is new begins one."""
         owner, name = self._key
         try:
-            self.stored = await asyncio.to_thread(self._store.get, name, owner)
+            stored = await asyncio.to_thread(self._store.get, name, owner)
         except SessionMissing:
-            self.stored = None
+            return
+        self._version = stored.version
+        self.before = Before.of(stored.state, stored.num_tokens, stored.meta, "session")
+
+    async def keep(self, turn: Turn) -> dict[str, Any]:
+        """Commit the turn, which is done even if the client leaves meanwhile."""
+        owner, name = self._key
+        commit = asyncio.to_thread(self._store.commit, name, owner, turn, self._version)
+        self._committing = asyncio.ensure_future(commit)
+        version = await asyncio.shield(self._committing)
+        num_tokens = self.before.num_tokens + len(turn.tokens)
+        return {"session": {"name": name, "version": version, "num_tokens": num_tokens}}
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let others have it, as soon as nothing is being written."""
+        if self._committing is None:
+            self._busy.discard(self._key)
+        else:
+            self._committing.add_done_callback(self._free)
+
+    def _free(self, commit: asyncio.Future[int]) -> None:
         self._busy.discard(self._key)
-
-    @property
-    def num_tokens(self) -> int:
-        """Of the text so far."""
-        return 0 if self.stored is None else self.stored.num_tokens
-
-    async def commit(
-        self, prompt: Sequence[int], progress: Progress, meta: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Keep the turn; return what the client is told of it."""
-        written = b"".join(map(progress.tokenizer.id_bytes, progress.tokens))
-        shown = progress.text.encode("utf-8", "replace")
-        tail = written.removeprefix(shown).decode(errors="replace") if written != shown else ""
-        turn = Turn(
-            state=progress.state,
-            tokens=[*prompt, *progress.tokens],
-            meta={**meta, "tail": tail},
-        )
-        owner, name = self._key
-        expected = None if self.stored is None else self.stored.version
-        version = await asyncio.to_thread(self._store.commit, name, owner, turn, expected)
-        num_tokens = self.num_tokens + len(turn.tokens)
-        return {"name": name, "version": version, "num_tokens": num_tokens}
+        if not commit.cancelled():
+            commit.exception()  # whoever waited for it was told; if nobody did, nobody asks

@@ -1,6 +1,8 @@
 """Errors as OpenAI's clients expect them: one shape, whatever went wrong."""
 
 import json
+import logging
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,8 @@ from retnet.serve.sessions import (
     SessionMissing,
     VersionConflict,
 )
+
+log = logging.getLogger("retnet.serve")
 
 CODES = {
     404: "not_found",
@@ -50,6 +54,10 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+
+
+KNOWN = (ApiError, ValueError, OSError, sqlite3.Error)
+"""What the rooms below may raise that is no mistake of ours; see `as_api_error`."""
 
 
 class AsciiJSON(JSONResponse):
@@ -87,13 +95,20 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(409, str(error), param="session", code="version_conflict")
         case SessionError():
             return ApiError(400, str(error), param="session", code="session_refused")
+        case OSError() | sqlite3.Error():
+            log.error(json.dumps({"event": "storage failed", "error": str(error)}))
+            return ApiError(503, "the sessions cannot be reached", code="storage_failed")
     return ApiError(400, str(error))
+
+
+def body_of(error: ApiError) -> dict[str, Any]:
+    """What the client reads of it."""
+    return error_body(error.status, str(error), error.param, error.code)
 
 
 def response_of(error: ApiError) -> AsciiJSON:
     """An error on its way."""
-    body = error_body(error.status, str(error), error.param, error.code)
-    return AsciiJSON(body, error.status, headers=error.headers)
+    return AsciiJSON(body_of(error), error.status, headers=error.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -117,7 +132,7 @@ def install(app: FastAPI) -> None:
     async def unexpected(_: Request, __: Exception) -> AsciiJSON:
         return response_of(ApiError(500, "the server failed; its log says more"))
 
-    for kind in (ApiError, QueueFull, SessionError):
+    for kind in (ApiError, QueueFull, SessionError, OSError, sqlite3.Error):
         app.add_exception_handler(kind, api_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)

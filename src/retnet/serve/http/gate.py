@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retnet.serve.http.carried import base64_length
 from retnet.serve.http.context import Context
 from retnet.serve.http.errors import ApiError, response_of
 from retnet.serve.http.keys import Keys
@@ -20,6 +21,9 @@ OPEN_PATHS = ("/health", "/ready")
 
 ALWAYS_PATHS = (*OPEN_PATHS, "/metrics")
 """What is answered while the server is about to end."""
+
+STATE_PATHS = ("/v1/completions", "/v1/chat/completions")
+"""Where a body may carry a state."""
 
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -61,7 +65,7 @@ class Gate:
             if refused is not None:
                 await response_of(refused)(scope, receive, tell)
             else:
-                await self.app(scope, self._limited(receive), tell)
+                await self.app(scope, self._limited(scope, receive), tell)
         finally:
             self._note(scope, request_id, status, perf_counter() - begin)
 
@@ -84,13 +88,22 @@ class Gate:
                 code="shutting_down",
                 headers={"Retry-After": "1", "Connection": "close"},
             )
-        length, limit = headers.get("content-length", "0"), self.context.limits.body_bytes
-        if length.isdecimal() and int(length) > limit:
+        length, limit = headers.get("content-length", "0"), self._body_limit(scope)
+        if length.isdecimal() and (len(length) > 18 or int(length) > limit):
             return _too_large(limit)
         return None
 
-    def _limited(self, receive: Receive) -> Receive:
-        limits = self.context.limits
+    def _body_limit(self, scope: Scope) -> int:
+        """Bytes of a body, with the state that it may carry."""
+        context = self.context
+        if scope["path"] in STATE_PATHS:
+            return context.limits.body_bytes + base64_length(context.state_limit)
+        if scope["method"] == "PUT":  # a session's file
+            return context.limits.body_bytes + context.limits.state_bytes
+        return context.limits.body_bytes
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        limits, most = self.context.limits, self._body_limit(scope)
         num_bytes, deadline, complete = 0, perf_counter() + limits.body_s, False
 
         async def limited() -> Message:
@@ -105,8 +118,8 @@ class Gate:
                 ) from None
             num_bytes += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if num_bytes > limits.body_bytes:
-                raise HTTPException(413, str(_too_large(limits.body_bytes)))
+            if num_bytes > most:
+                raise HTTPException(413, str(_too_large(most)))
             return message
 
         return limited

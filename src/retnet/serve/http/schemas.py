@@ -32,23 +32,19 @@ class StructuredOutputs(Strict):
     grammar: str | None = None
 
 
-class Writing(Strict):
-    """What requests for text have in common.
+class Choosing(Strict):
+    """What all requests for text have in common: a model, and how to choose tokens.
 
-    `top_k`, `min_p`, `repetition_penalty`, `structured_outputs` and `session` are ours. `user` is
-    accepted and not used.
+    `top_k`, `min_p`, `repetition_penalty` and `structured_outputs` are ours. `user` is accepted and
+    not used.
     """
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     logit_bias: dict[str, Bias] | None = None
     user: str | None = None
@@ -56,7 +52,6 @@ class Writing(Strict):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    session: SessionName | None = None
 
     @field_validator("logit_bias")
     @classmethod
@@ -65,6 +60,21 @@ class Writing(Strict):
             if not (key.isascii() and key.isdecimal() and len(key) < 10):
                 raise ValueError("its keys must be ids of tokens, such as '42'")
         return bias
+
+
+class Writing(Choosing):
+    """What completions and chats have in common.
+
+    `session`, `state` and `return_state` are ours.
+    """
+
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
+    session: SessionName | None = None
+    state: Annotated[str, Field(min_length=1)] | None = None
+    return_state: bool | None = None
 
 
 class CompletionBody(Writing):

@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from retnet.serve.http.continuing import Continuing
-from retnet.serve.http.errors import ApiError, AsciiJSON, as_api_error, error_body
+from retnet.serve.http.errors import KNOWN, ApiError, AsciiJSON, as_api_error
+from retnet.serve.http.exchange import Exchange
 from retnet.serve.worker import Run
 
 Answer = TypeVar("Answer")
@@ -27,21 +27,43 @@ LEFT = 499
 """The status of a request whose client has left; nobody reads it but the log."""
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """What a route makes of the texts that it asked for.
+
+    Attributes:
+        done: what a stream ends with.
+    """
+
+    done: bytes
+
+    async def whole(self) -> dict[str, Any]:
+        """All at once."""
+        ...
+
+    def frames(self) -> AsyncIterator[dict[str, Any] | None]:
+        """As they grow; None is a ping."""
+        ...
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """The last frame, if something went wrong on the way."""
+        ...
+
+
 def frame(content: dict[str, Any]) -> bytes:
-    """One event."""
+    """One event, with its name where it has one."""
+    name = f"event: {content['type']}\n" if "type" in content else ""
     text = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode("utf-8", "replace")
+    return f"{name}data: {text}\n\n".encode("utf-8", "replace")
 
 
 class EventStream(StreamingResponse):
-    """Frames of a run, which is called off when the client leaves, even before the first."""
+    """Frames of an answer, which is called off when the client leaves, even before the first."""
 
-    def __init__(
-        self, frames: AsyncIterator[dict[str, Any] | None], end: Callable[[], None]
-    ) -> None:
-        """Send frames; None is a ping. `end` is called once in any case."""
+    def __init__(self, answer: Answering, end: Callable[[], None]) -> None:
+        """Send frames. `end` is called once in any case."""
         super().__init__(
-            _encoded(frames),
+            _encoded(answer),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
@@ -55,44 +77,25 @@ class EventStream(StreamingResponse):
             self._end()
 
 
-async def _encoded(frames: AsyncIterator[dict[str, Any] | None]) -> AsyncIterator[bytes]:
+async def _encoded(answer: Answering) -> AsyncIterator[bytes]:
     try:
-        async for content in frames:
+        async for content in answer.frames():
             yield PING if content is None else frame(content)
-    except (ApiError, ValueError) as error:  # the status is sent already: the error is a frame
-        told = as_api_error(error)
-        yield frame(error_body(told.status, str(told), told.param, told.code))
-    yield DONE
-
-
-class Answering(Protocol):
-    """What a route knows of the texts that it asked for."""
-
-    async def whole(self) -> dict[str, Any]:
-        """All at once."""
-        ...
-
-    def frames(self) -> AsyncIterator[dict[str, Any] | None]:
-        """As they grow; None is a ping."""
-        ...
+    except KNOWN as error:  # the status is sent already: the error is a frame
+        yield frame(answer.failed(as_api_error(error)))
+    yield answer.done
 
 
 async def answered(
-    request: Request, answer: Answering, run: Run, session: Continuing | None, *, stream: bool
+    request: Request, exchange: Exchange, answer: Answering, *, stream: bool
 ) -> Response:
-    """Send an answer, whole or as it grows; then the run is over and the session free."""
-
-    def end() -> None:
-        run.cancel()
-        if session is not None:
-            session.release()
-
+    """Send an answer, whole or as it grows; then the exchange is over."""
     if stream:
-        return EventStream(answer.frames(), end)
+        return EventStream(answer, exchange.end)
     try:
-        return AsciiJSON(await unless_gone(request, answer.whole(), run))
+        return AsciiJSON(await unless_gone(request, answer.whole(), exchange.texts.run))
     finally:
-        end()
+        exchange.end()
 
 
 async def unless_gone(request: Request, work: Awaitable[Answer], run: Run) -> Answer:
