@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from retnet.data import Tokenizer
 from retnet.serve.engine import Engine
-from retnet.serve.http import chat, completions, errors, plain_routes, session_routes
+from retnet.serve.http import chat, completions, errors, plain_routes, responses, session_routes
 from retnet.serve.http.chat_template import ChatTemplate
 from retnet.serve.http.context import Context, Limits
 from retnet.serve.http.gate import Gate
@@ -80,7 +80,7 @@ def create_app(
     )
     app.state.context = context
     errors.install(app)
-    for part in (plain_routes, completions, chat, session_routes):
+    for part in (plain_routes, completions, chat, responses, session_routes):
         app.include_router(part.router)
     app.openapi = _documented(app)
     gated: ASGIApp = Gate(app, context, keys)

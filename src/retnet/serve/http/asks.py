@@ -11,7 +11,13 @@ from retnet.serve.http.context import Context, context_of, owner_of
 from retnet.serve.http.continuing import Continuing
 from retnet.serve.http.errors import ApiError
 from retnet.serve.http.keeping import Keeping, Unkept
-from retnet.serve.http.schemas import Choosing, ResponseFormat, StructuredOutputs, Writing
+from retnet.serve.http.schemas import (
+    Choosing,
+    ResponseFormat,
+    StructuredOutputs,
+    TextFormat,
+    Writing,
+)
 
 FIELDS = {"num_samples": "n"}
 """Where the engine's name of a field is not the client's."""
@@ -115,15 +121,18 @@ def _sampling(body: Choosing) -> Sampling:
 
 
 def grammar_of(
-    engine: Engine, wanted: StructuredOutputs | None, form: ResponseFormat | None = None
+    engine: Engine,
+    wanted: StructuredOutputs | None,
+    form: ResponseFormat | TextFormat | None = None,
+    field: str = "response_format",
 ) -> Grammar | None:
-    """Compile what a text must match; slow for large grammars."""
+    """Compile what a text must match; slow for large grammars. `field` is where `form` stood."""
     wishes = {} if wanted is None else wanted.model_dump(exclude_none=True)
     param = "structured_outputs"
     if form is not None and form.type != "text":
         if wishes:
-            raise ApiError(400, "give response_format or structured_outputs", param=param)
-        param, wishes = "response_format", {"json_schema": _schema(form)}
+            raise ApiError(400, f"give {field} or structured_outputs", param=param)
+        param, wishes = field, {"json_schema": _schema(form, field)}
     elif wanted is not None and len(wishes) != 1:
         raise ApiError(
             400, f"structured_outputs must have exactly one field, not {len(wishes)}", param=param
@@ -144,14 +153,15 @@ def grammar_of(
         raise ApiError(400, str(error), param=param) from error
 
 
-def _schema(form: ResponseFormat) -> dict[str, Any]:
+def _schema(form: ResponseFormat | TextFormat, field: str) -> dict[str, Any]:
     if form.type == "json_object":
         return {"type": "object"}
-    if form.json_schema is None:
-        raise ApiError(
-            400, "response_format of type json_schema needs json_schema", param="response_format"
-        )
-    return form.json_schema.schema_ or {}
+    if isinstance(form, ResponseFormat) and form.json_schema is not None:
+        return form.json_schema.schema_ or {}
+    if isinstance(form, TextFormat) and form.schema_ is not None:
+        return form.schema_
+    needs = "json_schema" if isinstance(form, ResponseFormat) else "schema"
+    raise ApiError(400, f"{field} of type json_schema needs {needs}", param=field)
 
 
 def refused(error: ValueError, prompt_field: str) -> ApiError:

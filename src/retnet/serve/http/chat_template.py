@@ -136,7 +136,7 @@ def _now(form: str) -> str:
 
 
 def message_of(role: str, content: Any) -> Message:
-    """A message as the API has it: text, or parts of text; developers speak as the system."""
+    """A message as an API has it: text, or parts of text; developers speak as the system."""
     if not isinstance(content, str):
         content = "".join(part.text for part in content)
     role = "system" if role == "developer" else role

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -140,11 +141,17 @@ def install(app: FastAPI) -> None:
 
 
 def _first_of(error: RequestValidationError) -> ApiError:
-    found = error.errors()[0]
-    if found["type"] == "json_invalid":
-        reason = found.get("ctx", {}).get("error", "it cannot be read")
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be read")
         return ApiError(400, f"the body must be JSON: {reason}", code="invalid_json")
-    param = _field(found["loc"], found["type"], error.body)
+    # where one of several types may be, the one that was meant is wrong in the depth
+    ways = [
+        (_field(one["loc"], one["type"], error.body), one)
+        for one in error.errors()
+        if one["loc"][:2] == first["loc"][:2]
+    ]
+    param, found = max(ways, key=lambda way: len(re.findall(r"[.\[]", way[0] or "")))
     where = f"{param}: " if param else ""
     return ApiError(400, f"{where}{found['msg']}", param=param, code=found["type"])
 
@@ -154,11 +161,11 @@ def _field(loc: tuple[int | str, ...], kind: str, body: Any) -> str | None:
     if loc[0] != "body":
         return str(loc[-1])
     name, here = "", body
-    for part in loc[1:]:
+    for number, part in enumerate(loc[1:], 2):
         if isinstance(here, dict) and part in here:
             here, name = here[part], f"{name}.{part}"
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             here, name = here[part], f"{name}[{part}]"
-        elif kind == "missing":
+        elif kind == "missing" and number == len(loc):
             name = f"{name}.{part}"
     return name.lstrip(".") or None

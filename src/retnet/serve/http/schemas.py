@@ -128,6 +128,81 @@ class ChatBody(Writing):
     response_format: ResponseFormat | None = None
 
 
+Tag = Annotated[str, Field(max_length=64)]
+
+
+class SpokenPart(Strict):
+    """A part of a message to a response; what others have said is given as they said it."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputMessage(Strict):
+    """A message to a response, or one of a response."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[SpokenPart]
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+
+
+class TextFormat(Strict):
+    """What a response must look like."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextConfig(Strict):
+    """How a response is written."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponseStreamOptions(Strict):
+    """How to stream a response."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseBody(Choosing):
+    """A request to `/v1/responses`.
+
+    `prompt_cache_key`, `safety_identifier`, `service_tier` and `parallel_tool_calls` are accepted
+    and not used.
+    """
+
+    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    store: bool | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    metadata: Annotated[dict[Tag, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | (
+        None
+    ) = None
+    text: TextConfig | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    stream_options: ResponseStreamOptions | None = None
+    background: Literal[False] | None = None
+    parallel_tool_calls: bool | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
 class TokenizeBody(Strict):
     """A request to `/tokenize`: text, or a chat."""
 

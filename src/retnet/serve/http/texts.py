@@ -98,9 +98,10 @@ class Texts:
         return pieces
 
     def usage(self, before: int = 0) -> dict[str, Any]:
-        """Tokens of all; `before` were read in former requests, and cost nothing in this."""
+        """Tokens of all; `before` each were read in former requests, and cost nothing in this."""
         used = [progress.usage for progress in self.progress]
         prompts = [usage for usage in used[:: self._n] if usage is not None]
+        before *= len(self._requests)
         read = before + sum(usage.prompt_tokens for usage in prompts)
         written = sum(usage.completion_tokens for usage in used if usage is not None)
         cached = before + sum(usage.cached_tokens for usage in prompts)
