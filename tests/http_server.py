@@ -15,6 +15,7 @@ import torch
 
 from retnet.data import Tokenizer
 from retnet.model import Decoder, preset
+from retnet.serve import sessions
 from retnet.serve.engine import Engine, EngineConfig
 from retnet.serve.http import Keys, Limits, create_app
 from retnet.serve.http.server import Server
@@ -48,14 +49,17 @@ def serving(
     keys: tuple[str, ...] = (),
     tokenizer: Tokenizer | None = None,
     limits: dict[str, Any] | None = None,
+    kept: dict[str, Any] | None = None,
     **config: Any,
 ) -> Iterator[SimpleNamespace]:
-    """Run a server; `folder` is for its sessions."""
+    """Run a server; `folder` is for its sessions, and `kept` how many are."""
     import uvicorn
 
     model = tiny_model()
     identity = identify(model)
-    store = None if folder is None else SessionStore(folder, identity)
+    store = (
+        None if folder is None else SessionStore(folder, identity, sessions.Limits(**(kept or {})))
+    )
     tokenizer = tokenizer or Tokenizer.bytes()
     engine = Engine(model, tokenizer, EngineConfig(**config))
     app, context = create_app(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retnet.serve.http import Keys
 
 KEYS_VARIABLE = "RETNET_API_KEYS"
+DAY_S = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,16 @@ class Options:
     """Keys, one a line; or in RETNET_API_KEYS, with commas."""
     data_dir: Annotated[str, arg(metavar="FOLDER")] = ""
     """Where sessions are kept; none are by default."""
+    max_age: Annotated[float | None, arg(metavar="DAYS")] = None
+    """Sessions that are not used for so long go."""
+    max_stored: Annotated[int | None, arg(metavar="MIB")] = None
+    """Of sessions; the oldest go first."""
+    memory: Annotated[int, arg(metavar="MIB")] = 256
+    """Of sessions that need not be read again."""
+    keep_states: Annotated[int, arg(metavar="N")] = 8
+    """Turns to which a session can be rolled back."""
+    max_state: Annotated[int, arg(metavar="MIB")] = 64
+    """That a request may bring or take home."""
     running: Annotated[int, arg(metavar="N")] = 16
     """Texts at once; the others wait."""
     queue: Annotated[int, arg(metavar="N")] = 64
@@ -65,12 +76,13 @@ def main(words: Sequence[str]) -> None:
         raise ValueError(f"{error}; pip install 'retnet[serve]'") from error
 
     from retnet.hub import load
+    from retnet.serve import sessions
     from retnet.serve.engine import Engine, EngineConfig
     from retnet.serve.http import Limits, create_app, serve
     from retnet.serve.sessions import SessionStore, identify
 
     keys = _keys(options.api_keys)
-    limits = Limits(max_tokens=options.max_tokens)
+    limits = Limits(max_tokens=options.max_tokens, state_bytes=options.max_state << 20)
     config = EngineConfig(
         max_running=options.running,
         queue_size=options.queue,
@@ -81,7 +93,13 @@ def main(words: Sequence[str]) -> None:
     identity = identify(model)  # before the weights are packed
     store = None
     if options.data_dir:
-        store = SessionStore(Path(options.data_dir), identity)
+        kept = sessions.Limits(
+            memory_bytes=options.memory << 20,
+            disk_bytes=None if options.max_stored is None else options.max_stored << 20,
+            max_age_s=None if options.max_age is None else options.max_age * DAY_S,
+            keep_states=options.keep_states,
+        )
+        store = SessionStore(Path(options.data_dir), identity, kept)
     engine = Engine(model, tokenizer, config)
     print(
         f"states of {options.running} texts take at most {engine.stats.pool_bytes:,} bytes",

@@ -15,6 +15,7 @@ from retnet.serve.engine import Engine
 from retnet.serve.http import chat, completions, errors, plain_routes, responses, session_routes
 from retnet.serve.http.chat_template import ChatTemplate
 from retnet.serve.http.context import Context, Limits
+from retnet.serve.http.expiring import expiring
 from retnet.serve.http.gate import Gate
 from retnet.serve.http.keys import Keys
 from retnet.serve.http.metrics import Metrics
@@ -68,7 +69,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.worker.start()
-        yield
+        async with expiring(context):
+            yield
         await context.worker.stop()
 
     app = FastAPI(

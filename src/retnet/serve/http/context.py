@@ -25,6 +25,7 @@ class Limits:
         max_tokens: that one text may be asked to have.
         chat_tokens: of an answer in a chat whose request does not say; `max_tokens` at most.
         prompts: in one request for completions.
+        expire_s: between two looks at what is to expire.
         ping_s: of silence in a stream, after which a comment keeps the connection open.
 
     Raises:
@@ -37,6 +38,7 @@ class Limits:
     max_tokens: int = 4096
     chat_tokens: int = 512
     prompts: int = 32
+    expire_s: float = 300.0
     ping_s: float = 15.0
 
     def __post_init__(self) -> None:

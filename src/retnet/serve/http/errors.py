@@ -1,9 +1,7 @@
 """Errors as OpenAI's clients expect them: one shape, whatever went wrong."""
 
 import json
-import logging
 import re
-import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +17,6 @@ from retnet.serve.sessions import (
     SessionMissing,
     VersionConflict,
 )
-
-log = logging.getLogger("retnet.serve")
 
 CODES = {
     404: "not_found",
@@ -55,10 +51,6 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
-
-
-KNOWN = (ApiError, ValueError, OSError, sqlite3.Error)
-"""What the rooms below may raise that is no mistake of ours; see `as_api_error`."""
 
 
 class AsciiJSON(JSONResponse):
@@ -96,9 +88,6 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(409, str(error), param="session", code="version_conflict")
         case SessionError():
             return ApiError(400, str(error), param="session", code="session_refused")
-        case OSError() | sqlite3.Error():
-            log.error(json.dumps({"event": "storage failed", "error": str(error)}))
-            return ApiError(503, "the sessions cannot be reached", code="storage_failed")
     return ApiError(400, str(error))
 
 
@@ -133,7 +122,7 @@ def install(app: FastAPI) -> None:
     async def unexpected(_: Request, __: Exception) -> AsciiJSON:
         return response_of(ApiError(500, "the server failed; its log says more"))
 
-    for kind in (ApiError, QueueFull, SessionError, OSError, sqlite3.Error):
+    for kind in (ApiError, QueueFull, SessionError):
         app.add_exception_handler(kind, api_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -39,6 +39,8 @@ class Metrics:
         http_requests: by route, method and status.
         first_token_s: from the request to the first token.
         request_s: from the request to the end of the answer.
+        expired: sessions and responses that were too old or too many.
+        expiry_failures: how often it could not be looked.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -61,6 +63,18 @@ class Metrics:
             "retnet_request_duration_seconds",
             "From the request to the end of the answer.",
             buckets=SECONDS,
+            registry=self._registry,
+        )
+
+        self.expired = Counter(
+            "retnet_expired",
+            "Sessions and responses that were too old or too many.",
+            ("kind",),
+            registry=self._registry,
+        )
+        self.expiry_failures = Counter(
+            "retnet_expiry_failures",
+            "How often it could not be looked what is to expire.",
             registry=self._registry,
         )
 

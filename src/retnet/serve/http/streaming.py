@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from retnet.serve.http.errors import KNOWN, ApiError, AsciiJSON, as_api_error
+from retnet.serve.http.errors import ApiError, AsciiJSON, as_api_error
 from retnet.serve.http.exchange import Exchange
 from retnet.serve.worker import Run
 
@@ -81,7 +81,7 @@ async def _encoded(answer: Answering) -> AsyncIterator[bytes]:
     try:
         async for content in answer.frames():
             yield PING if content is None else frame(content)
-    except KNOWN as error:  # the status is sent already: the error is a frame
+    except (ApiError, ValueError) as error:  # the status is sent already: the error is a frame
         yield frame(answer.failed(as_api_error(error)))
     yield answer.done
 
