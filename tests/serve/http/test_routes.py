@@ -25,6 +25,16 @@ def test_the_model_is_listed(server: SimpleNamespace) -> None:
     assert requests.get(f"{server.url}/v1/models/other", timeout=10).status_code == 404
 
 
+def test_the_engine_tells_what_a_text_takes_beside_a_cache(server: SimpleNamespace) -> None:
+    told = requests.get(f"{server.url}/v1/engine", timeout=10).json()
+    engine, config = server.engine, server.engine.model.config
+    assert told["state"] == {"bytes": engine.state_bytes(10**6), "bytes_per_token": 0}
+    keys_and_values = 2 * config.num_layers * config.d_model * 4
+    assert told["cache"]["bytes_per_token"] == keys_and_values
+    assert told["cache"]["dtype"] == "float32"
+    assert (told["model"], told["sessions"], told["keys"]) == ("tiny", True, False)
+
+
 def test_a_route_or_method_that_is_not_there_is_an_error_of_openai(
     server: SimpleNamespace,
 ) -> None:

@@ -98,3 +98,19 @@ def test_one_session_has_one_writer_at_a_time(server: SimpleNamespace) -> None:
 def test_a_server_without_a_folder_keeps_no_sessions() -> None:
     with serving() as server, pytest.raises(openai.BadRequestError, match="--data-dir"):
         chat(server, "one", "a")
+
+
+def test_a_session_is_read_as_text_with_how_long_its_turns_took(server: SimpleNamespace) -> None:
+    first = chat(server, "one", "read").choices[0].message.content
+    second = chat(server, "two", "read").choices[0].message.content
+    url = f"{server.url}/v1/sessions/read"
+    told = requests.get(f"{url}/text", timeout=10).json()
+    before, _, after = told["text"].partition("two\n\nAssistant:\n")
+    assert before.startswith(f"User:\none\n\nAssistant:\n{first}")
+    assert after.startswith(second)
+    turns = requests.get(url, timeout=10).json()["turns"]
+    assert told["num_tokens"] == turns[-1]["num_tokens"]
+    for timing in (turn["meta"]["timing"] for turn in turns):
+        assert timing["tokens"] == 8
+        assert 0 < timing["seconds"] < 60
+    assert requests.get(f"{server.url}/v1/sessions/nobody/text", timeout=10).status_code == 404

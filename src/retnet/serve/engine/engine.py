@@ -126,6 +126,10 @@ class Engine:
             self._grammars = Grammars(self.tokenizer)
         return self._grammars
 
+    def state_bytes(self, tokens: int) -> int:
+        """Of the state of a text that has so many tokens."""
+        return self._size.bytes(tokens)
+
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""

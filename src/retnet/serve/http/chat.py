@@ -138,6 +138,8 @@ class ChatAnswer:
         }
 
     async def _keep(self) -> dict[str, Any]:
+        (progress,) = self._texts.progress
         messages = [message._asdict() for message in messages_of(self._body.messages)]
-        answer = {"role": "assistant", "content": self._texts.progress[0].text}
-        return await self._exchange.keep({"messages": [*messages, answer]})
+        messages.append({"role": "assistant", "content": progress.text})
+        timing = {"tokens": len(progress.tokens), "seconds": round(self._texts.write_s, 4)}
+        return await self._exchange.keep({"messages": messages, "timing": timing})

@@ -6,9 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from retnet.model import Decoder
 from retnet.serve.http.asks import check_model
 from retnet.serve.http.chat import messages_of
-from retnet.serve.http.context import Context, context_of
+from retnet.serve.http.context import Context, context_of, owner_of
 from retnet.serve.http.errors import ApiError, AsciiJSON
 from retnet.serve.http.metrics import CONTENT_TYPE
 from retnet.serve.http.schemas import DetokenizeBody, TokenizeBody
@@ -37,6 +38,42 @@ async def model(model: str, request: Request) -> Response:
     context = context_of(request)
     check_model(context, model)
     return AsciiJSON(_model(context))
+
+
+@router.get("/v1/engine")
+async def engine(request: Request) -> Response:
+    """What a text's memory takes, beside a key-value cache; and what may be asked for."""
+    context = context_of(request)
+    engine, limits = context.worker.engine, context.limits
+    empty = engine.state_bytes(0)
+    return AsciiJSON(
+        {
+            "object": "engine",
+            "model": context.model,
+            "state": {"bytes": empty, "bytes_per_token": engine.state_bytes(1) - empty},
+            "cache": _cache(engine.model),
+            "limits": {
+                "max_context": engine.max_context,
+                "max_tokens": limits.max_tokens,
+                "body_bytes": limits.body_bytes,
+            },
+            "chat_template": context.tokenizer.chat_template is not None,
+            "sessions": context.sessions is not None,
+            "keys": owner_of(request) != "",
+        }
+    )
+
+
+def _cache(model: Decoder) -> dict[str, Any]:
+    """Keys and values of full multi-head attention of the model's width, depth and dtype."""
+    config, dtype = model.config, model.embed_tokens.weight.dtype
+    return {
+        "bytes_per_token": 2 * config.num_layers * config.d_model * dtype.itemsize,
+        "bytes_per_value": dtype.itemsize,
+        "dtype": str(dtype).removeprefix("torch."),
+        "layers": config.num_layers,
+        "width": config.d_model,
+    }
 
 
 @router.get("/health")

@@ -94,6 +94,16 @@ async def rollback(name: str, body: RollbackBody, request: Request) -> Response:
     return _named(name, version)
 
 
+@router.get("/{name}/text")
+async def text(name: str, request: Request) -> Response:
+    """All that the model has read and written in a session, as text."""
+    context, owner = context_of(request), owner_of(request)
+    stored = await asyncio.to_thread(store_of(context).get, name, owner)
+    data = b"".join(map(context.tokenizer.id_bytes, stored.tokens))
+    told = {"num_tokens": stored.num_tokens, "text": data.decode(errors="replace")}
+    return AsciiJSON({"object": "session.text", "name": name, "version": stored.version, **told})
+
+
 @router.get("/{name}/state", response_class=StateFile)
 async def export(
     name: str, request: Request, version: Annotated[int | None, Query(ge=0, lt=1 << 31)] = None

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from retnet.serve.engine import ErrorEvent, PromptEvent, Request, TokenLogprob
+from retnet.serve.engine import ErrorEvent, PromptEvent, Request, TokenEvent, TokenLogprob
 from retnet.serve.http.asks import refused
 from retnet.serve.http.context import Context
 from retnet.serve.http.errors import ApiError
@@ -27,6 +27,7 @@ class Texts:
         run: see `Worker.submit`.
         prompt_logprobs: of each prompt's tokens, where they are asked for, once they are known.
         progress: of each choice.
+        write_s: from the first token of any to the last of all, so far.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Texts:
         self._context = context
         self._requests = requests
         self._begin_s = perf_counter()
+        self.write_s = 0.0
         self._n = requests[0].num_samples
         self.progress = [
             Progress(context.tokenizer, begins[i] if begins else 0)
@@ -71,7 +73,7 @@ class Texts:
         Raises:
             ApiError: a text has failed.
         """
-        metrics, first = self._context.metrics, True
+        metrics, first_s = self._context.metrics, None
         async for told in self.run.events(self._context.limits.ping_s):
             if told is None:
                 yield None
@@ -82,9 +84,12 @@ class Texts:
             if isinstance(event, PromptEvent):
                 self.prompt_logprobs[index] = event.logprobs
                 continue
-            if first:
-                metrics.first_token_s.observe(perf_counter() - self._begin_s)
-                first = False
+            now = perf_counter()
+            if first_s is None:
+                first_s = now
+                metrics.first_token_s.observe(first_s - self._begin_s)
+            if isinstance(event, TokenEvent):  # the end comes a step later
+                self.write_s = now - first_s
             choice = index * self._n + event.sample
             yield Grown(index, choice, self.progress[choice].take(event))
         metrics.request_s.observe(perf_counter() - self._begin_s)
