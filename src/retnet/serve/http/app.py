@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from retnet.data import Tokenizer
+from retnet.serve import page
 from retnet.serve.engine import Engine
 from retnet.serve.http import chat, completions, errors, plain_routes, responses, session_routes
 from retnet.serve.http.chat_template import ChatTemplate
@@ -84,6 +85,7 @@ def create_app(
     errors.install(app)
     for part in (plain_routes, completions, chat, responses, session_routes):
         app.include_router(part.router)
+    page.mount(app)
     app.openapi = _documented(app)
     gated: ASGIApp = Gate(app, context, keys)
     if origins:

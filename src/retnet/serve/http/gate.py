@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retnet.serve import page
 from retnet.serve.http.carried import base64_length
 from retnet.serve.http.context import Context
 from retnet.serve.http.errors import ApiError, response_of
@@ -71,7 +72,8 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         path = scope["path"]
-        if self.keys is not None and path not in OPEN_PATHS:
+        is_open = path in OPEN_PATHS or page.is_public(path)
+        if self.keys is not None and not is_open:
             owner = self.keys.owner(headers.get("authorization", ""))
             if owner is None:
                 return ApiError(
