@@ -16,6 +16,8 @@ const sidebar = new Sidebar();
 let engine = null;
 let talk = null;
 let drawing = 0;
+let drawn = 0;
+const DRAW_MS = 120; // between two pictures of the panel while an answer is written
 
 // ---- What the user is told
 
@@ -116,9 +118,11 @@ const ui = {
     if (name) go(name);
   },
   progress() {
-    drawing ||= requestAnimationFrame(() => {
+    drawing ||= requestAnimationFrame((now) => {
       drawing = 0;
       follow();
+      if (now - drawn < DRAW_MS) return;
+      drawn = now;
       panel();
     });
   },
