@@ -41,6 +41,7 @@ PUBLIC: dict[str, list[str]] = {
     "retnet.evaluate": [
         "NGram",
         "TextScore",
+        "count_words",
         "format_bytes",
         "gzip_bits",
         "key_value_cache_bytes",

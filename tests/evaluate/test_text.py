@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from retnet.data import Tokenizer, TokenStream
-from retnet.evaluate import read_files, score_files, score_stream
+from retnet.evaluate import count_words, read_files, score_files, score_stream
+from retnet.evaluate.text import find_texts
 from retnet.hub import from_dict
 from retnet.model import Decoder, DecoderConfig, preset, rival
 
@@ -121,3 +122,49 @@ def test_a_model_with_a_limit_is_scored_in_windows_as_long_as_it_can_read() -> N
     assert score_stream(model, stream) == score_stream(model, stream, seq_len=16)
     with pytest.raises(ValueError, match=r"l_max \(16\)"):
         score_stream(model, stream, seq_len=17)
+
+
+def test_a_stride_shorter_than_the_window_predicts_from_more(
+    model: Decoder, files: list[Path]
+) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    disjoint, sliding = (score_stream(model, stream, seq_len=8, stride=s) for s in (8, 1))
+    assert sliding.num_tokens == disjoint.num_tokens == stream.num_tokens - 1
+    assert sliding.by_position[-1].num_tokens > disjoint.by_position[-1].num_tokens
+    assert sum(p.num_tokens for p in sliding.by_position) == sliding.num_tokens
+    nats = sum(p.num_tokens * p.nats for p in sliding.by_position)
+    assert math.isclose(nats, sliding.nats, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("seq_len", [None, 4])
+def test_a_stride_needs_a_window_at_least_as_long(
+    model: Decoder, files: list[Path], seq_len: int | None
+) -> None:
+    stream = read_files(Tokenizer.bytes(), files)
+    with pytest.raises(ValueError, match=rf"stride \(5\) must be at most seq_len \({seq_len}\)"):
+        score_stream(model, stream, seq_len=seq_len, stride=5)
+
+
+def test_scoring_leaves_the_mode_as_it_was(model: Decoder, files: list[Path]) -> None:
+    model.train()
+    score_files(model, Tokenizer.bytes(), files)
+    assert model.training
+
+
+def test_words_are_counted_as_wikitext_does_and_spread_the_same_bits(
+    model: Decoder, files: list[Path]
+) -> None:
+    words = count_words(find_texts(files))
+    assert words == 4 + 5 + 1 + 1 + 1  # the last for the end of the line
+    score = score_files(model, Tokenizer.bytes(), files)
+    assert math.isclose(score.perplexity_per(words), math.exp(score.nats / words))
+    with pytest.raises(ValueError, match="the texts have no words"):
+        count_words([" "])
+
+
+def test_texts_are_found_by_pattern_field_and_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "# one\\ntwo\\n# three"}\n', encoding="utf-8")
+    found = find_texts([tmp_path / "*.jsonl"], text_field="body", split_on="# ")
+    assert list(found) == ["# one\ntwo\n", "# three"]
+    with pytest.raises(ValueError, match="must match at least one file"):
+        find_texts([tmp_path / "*.txt"])
