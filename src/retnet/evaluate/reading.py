@@ -17,7 +17,7 @@ from torch import Tensor
 from retnet.data import TokenStream
 from retnet.ops.cross_entropy import IGNORED
 
-CALL_TOKENS = 4096
+CALL_TOKENS = 2048
 """Tokens of a batch, all rows together: more are no faster on a CPU, and need more memory."""
 
 
