@@ -58,16 +58,16 @@ def score_repeats(
     """
     if length < 4:
         raise ValueError(f"length ({length}) must be at least 4; raise it")
-    passages = _passages(stream, length, most_samples)
+    rows = passages(stream, length, most_samples)
     half = length // 2
-    twice = torch.cat([passages[:, :half], passages[:, :half]], 1)
-    known, plain = (_right(model, rows, stream.bos_id).double() for rows in (twice, passages))
+    twice = torch.cat([rows[:, :half], rows[:, :half]], 1)
+    known, plain = (_right(model, texts, stream.bos_id).double() for texts in (twice, rows))
     return RepeatScore(
         length=length,
         first=mean_interval(known[:, :half].mean(1).tolist()),
         again=mean_interval(known[:, half:].mean(1).tolist()),
         plain=mean_interval(plain[:, half : 2 * half].mean(1).tolist()),
-        samples=len(passages),
+        samples=len(rows),
     )
 
 
@@ -127,23 +127,23 @@ def score_needles(
     """
     if not all(0 <= depth <= 1 for depth in depths):
         raise ValueError(f"depths ({tuple(depths)}) must be from 0 to 1")
-    passages = _passages(stream, length, most_samples).tolist()
+    rows = passages(stream, length, most_samples).tolist()
     generator = torch.Generator().manual_seed(seed)
     numbers = [
         (torch.randperm(9 * 10 ** (DIGITS - 1), generator=generator)[:10] + 10 ** (DIGITS - 1))
-        for _ in passages
+        for _ in rows
     ]
     answers = [[tokenizer.encode(f" {number}.") for number in own.tolist()] for own in numbers]
     question = tokenizer.encode(QUESTION)
     untold = [
         _log_probabilities(model, [stream.bos_id, *passage, *question], own)
-        for passage, own in zip(passages, answers, strict=True)
+        for passage, own in zip(rows, answers, strict=True)
     ]
     scores = []
     for depth in depths:
         place = round(depth * length)
         right, gain, distance = [], [], 0
-        for passage, own, ten, before in zip(passages, answers, numbers, untold, strict=True):
+        for passage, own, ten, before in zip(rows, answers, numbers, untold, strict=True):
             needle = tokenizer.encode(NEEDLE.format(number=int(ten[0])))
             text = [stream.bos_id, *passage[:place], *needle, *passage[place:], *question]
             told = _log_probabilities(model, text, own)
@@ -157,13 +157,13 @@ def score_needles(
                 distance=distance,
                 right=mean_interval(right),
                 gain=mean_interval(gain),
-                samples=len(passages),
+                samples=len(rows),
             )
         )
     return scores
 
 
-def _passages(stream: TokenStream, length: int, most: int) -> Int[Tensor, "samples length"]:
+def passages(stream: TokenStream, length: int, most: int) -> Int[Tensor, "samples length"]:
     """Passages of one document each, without its BOS, that do not overlap."""
     starts = np.asarray(stream.document_starts)
     ends = np.append(starts[1:], stream.num_tokens)
