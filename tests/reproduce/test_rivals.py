@@ -71,11 +71,11 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], monkey
     both = {k: v for k, v in position_configs().items() if k in ("attention", "retention")}
     monkeypatch.setattr("retnet.reproduce.positions.position_configs", lambda: both)
     with torch.random.fork_rng():
-        main(["positions", "--draws", "1"])
+        main(["positions", "--seeds", "1"])
     out = capsys.readouterr().out
     assert "knows after BOS" in out
     assert "knows in deeper layers" in out
-    with pytest.raises(ValueError, match='"position" is no experiment; choose one of positions'):
+    with pytest.raises(ValueError, match='"position" is no experiment; choose one of table5'):
         main(["position"])
-    with pytest.raises(ValueError, match=r"draws \(0\) must be at least 1"):
-        main(["positions", "--draws", "0"])
+    with pytest.raises(ValueError, match=r"seeds \(-1\) must be 0 or more"):
+        main(["positions", "--seeds", "-1"])

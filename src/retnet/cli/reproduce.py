@@ -1,21 +1,27 @@
-"""Run an experiment again on this machine, from first to last.
+"""Run an experiment of the paper again on this machine; a killed one goes on where it was.
 
 NAME is one of
+  table5     RetNet and ten rivals at equal parameters and data: perplexity
   positions  which mixers can tell where they are in a text of equal tokens (a minute)
 
-Example: retnet reproduce positions --page docs/rivals.md
+Example: retnet reproduce table5 --scale smoke
+         retnet reproduce table5 --data texts.toml --models retention attention --minutes 60
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from retnet.cli.options import parse
 
-NAMES = ("positions",)
+POSITIONS = "positions"
+DRAWS = 5
+
+AGREEMENT = Path("tests/golden/agreement.json")
+"""What `pytest --agreement FILE` wrote, for the page of the rivals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +30,64 @@ class Options:
 
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """What to run."""
-    draws: Annotated[int, arg(metavar="N")] = 5
-    """Random models of each kind."""
+    scale: Annotated[str, arg(metavar="NAME")] = "cpu"
+    """smoke, cpu, gpu or paper."""
+    data: Annotated[Path | None, arg(metavar="FILE")] = None
+    """TOML file that names your texts."""
+    models: Annotated[tuple[str, ...], arg(metavar="...")] = ()
+    """Only these; the others may come later."""
+    tokens: Annotated[int, arg(metavar="N")] = 0
+    """To train each model on, instead of the scale's."""
+    seeds: Annotated[int, arg(metavar="N")] = 0
+    """Instead of the scale's."""
+    minutes: Annotated[float, arg(metavar="X")] = 0.0
+    """Begin nothing after so long."""
+    workers: Annotated[int, arg(metavar="N")] = 1
+    """Processes to share the work."""
+    only: Annotated[Literal["run", "estimate", "page"], arg(metavar="WHAT")] = "run"
+    """run, estimate (the time) or page."""
+    results: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/results")
+    """Results and pages."""
+    work: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
+    """Unfinished models."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Then write the tables of this Markdown page of the rivals again."""
-    agreement: Annotated[Path, arg(metavar="FILE")] = Path("tests/golden/agreement.json")
-    """For the page: what `pytest --agreement FILE` wrote."""
+    """For positions: page to write again."""
 
 
 def main(words: Sequence[str]) -> None:
     """Run `retnet reproduce`."""
     options = parse(Options, "reproduce", words, __doc__ or "")
-    if options.name not in NAMES:
-        raise ValueError(f'"{options.name}" is no experiment; choose one of {", ".join(NAMES)}')
-    if options.draws < 1:
-        raise ValueError(f"draws ({options.draws}) must be at least 1; raise it")
+    if options.name == POSITIONS:
+        _positions(options)
+        return
+    if options.page is not None:
+        raise ValueError(
+            f"--page ({options.page}) is for `retnet reproduce {POSITIONS}`; other experiments "
+            "write their page to --results"
+        )
+
+    from retnet.reproduce.command import Wish, reproduce
+
+    reproduce(
+        Wish(
+            name=options.name,
+            scale=options.scale,
+            data=options.data,
+            models=options.models,
+            tokens=options.tokens,
+            seeds=options.seeds,
+            minutes=options.minutes,
+            workers=options.workers,
+            results=options.results,
+            work=options.work,
+            only=options.only,
+        )
+    )
+
+
+def _positions(options: Options) -> None:
+    if options.seeds < 0:
+        raise ValueError(f"seeds ({options.seeds}) must be 0 or more; raise it")
 
     from rich.console import Console
     from rich.progress import track
@@ -47,7 +96,7 @@ def main(words: Sequence[str]) -> None:
 
     console = Console()
     rows = [
-        position_row(name, config, options.draws)
+        position_row(name, config, options.seeds or DRAWS)
         for name, config in track(
             position_configs().items(), "probing", console=console, transient=True
         )
@@ -56,4 +105,4 @@ def main(words: Sequence[str]) -> None:
     if options.page is not None:
         from retnet.reproduce.rivals import write_rivals
 
-        write_rivals(options.page, rows, options.agreement)
+        write_rivals(options.page, rows, AGREEMENT)

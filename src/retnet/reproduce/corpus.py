@@ -153,17 +153,22 @@ def documentation() -> Iterator[tuple[str, str]]:
 
     Only modules that are imported already speak: importing all would run code, some of it odd.
     """
-    try:
-        topics = import_module("pydoc_data.topics").topics
-    except ImportError:  # some distributions leave it out
-        topics = {}
-    yield from sorted(topics.items())
+    yield from help_topics()
     # a copy of both: looking at a module may import another
     for name, module in sorted(sys.modules.items()):
         ours = name.partition(".")[0] in sys.stdlib_module_names
         # what stands there need not be a module: None forbids one, `typing.io` imitates one
         if ours and isinstance(module, types.ModuleType) and (texts := _docstrings(module)):
             yield name, "\n\n\n".join(texts) + "\n"
+
+
+def help_topics() -> list[tuple[str, str]]:
+    """Name and text of the topics of `help()`: half a megabyte of prose."""
+    try:
+        topics = import_module("pydoc_data.topics").topics
+    except ImportError:  # some distributions leave it out
+        topics = {}
+    return sorted(topics.items())
 
 
 def _docstrings(module: types.ModuleType) -> list[str]:

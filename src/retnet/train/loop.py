@@ -45,6 +45,10 @@ RUN = "run.toml"
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
+class Diverged(ValueError):
+    """A loss or a gradient is no number any more."""
+
+
 @dataclass(kw_only=True)
 class Progress:
     """What a run knows besides weights and optimizer; saved with each step.
@@ -217,7 +221,8 @@ class Loop:
             f"run in another run.dir with a lower train.learning_rate "
             f"({self.config.train.learning_rate}), more train.warmup_steps "
             f"({self.config.train.warmup_steps}) or a train.clip_norm "
-            f"({self.config.train.clip_norm}) between 0 and 1"
+            f"({self.config.train.clip_norm}) between 0 and 1",
+            Diverged,
         )
 
     def _report(self, stop: StopRequest) -> None:

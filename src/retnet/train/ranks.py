@@ -79,9 +79,9 @@ class Ranks:
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=group or self.control)
         return bool(flags.item())
 
-    def failure(self, message: str) -> BaseException:
+    def failure(self, message: str, kind: type[ValueError] = ValueError) -> BaseException:
         """What to raise where all processes find the same fault: only the first one says it."""
-        return ValueError(message) if self.first else SystemExit(1)
+        return kind(message) if self.first else SystemExit(1)
 
     def barrier(self) -> None:
         """Return when every process has come here."""

@@ -57,7 +57,11 @@ class _Start:
 
 
 def train(
-    config: RunConfig, *, base: str | Path | None = None, console: Console | None = None
+    config: RunConfig,
+    *,
+    base: str | Path | None = None,
+    console: Console | None = None,
+    picture: bool = True,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted, as if it had not been.
 
@@ -69,6 +73,7 @@ def train(
         config: the run.
         base: where its relative paths start; None is the current folder.
         console: where to show progress; None is standard output.
+        picture: whether to draw the log at the end; for many short runs that takes most time.
 
     Raises:
         ValueError: text, vocabulary and model do not fit together, the folder belongs to a run
@@ -108,7 +113,7 @@ def train(
                 f"{passes:.2f} passes over it, on {where} in {config.train.precision}"
             )
             finished = loop.run()
-        if ranks.first:
+        if ranks.first and picture:
             name = f"{folder.path.name}: {millions:.2f} M parameters, step {progress.step}"
             _draw(folder, display, name)
         display.note(
