@@ -81,8 +81,8 @@ def _cpu() -> Scale:
         rates=(1e-3, 3e-3, 1e-2),
         seeds=3,
         amounts=Amounts(
-            test_tokens=65_536,
-            document_tokens=8192,
+            test_tokens=8 * 8193,
+            document_tokens=8193,
             tokenizer=TokenizerConfig(vocab_size=2048),
         ),
         longest=8192,
@@ -108,7 +108,7 @@ def _gpu() -> Scale:
         seeds=3,
         amounts=Amounts(
             test_tokens=1_048_576,
-            document_tokens=32_768,
+            document_tokens=32_769,
             tokenizer=TokenizerConfig(vocab_size=32_000),
         ),
         longest=32_768,
@@ -142,7 +142,7 @@ def _paper() -> Scale:
         seeds=3,
         amounts=Amounts(
             test_tokens=4_194_304,
-            document_tokens=65_536,
+            document_tokens=65_537,
             tokenizer=TokenizerConfig(vocab_size=100_288),
         ),
         longest=8192,

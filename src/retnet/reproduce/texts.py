@@ -77,6 +77,7 @@ class StoredText:
         num_tokens: documents' first tokens included.
         num_documents: their number.
         num_bytes: of the text.
+        longest: tokens of the second longest document: so much can be read of at least two.
     """
 
     name: str
@@ -84,6 +85,7 @@ class StoredText:
     num_tokens: int
     num_documents: int
     num_bytes: int
+    longest: int
 
     def open(self, place: Place) -> TokenStream:
         """The tokens."""
@@ -249,12 +251,18 @@ def _store(
         num_tokens=stream.num_tokens,
         num_documents=stream.num_documents,
         num_bytes=stream.num_bytes,
+        longest=_second_longest(stream),
     )
     path = _stored(place, stored.fingerprint)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, partial(_save, stream))
     return stored
+
+
+def _second_longest(stream: TokenStream) -> int:
+    lengths = np.diff(np.append(stream.document_starts, stream.num_tokens))
+    return int(np.sort(lengths)[-2]) if len(lengths) > 1 else 0
 
 
 def beginnings(texts: Iterable[str], amounts: Amounts, tokenizer: Tokenizer) -> TokenStream:
