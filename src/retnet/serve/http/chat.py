@@ -138,7 +138,7 @@ class ChatAnswer:
         }
 
     async def _keep(self) -> dict[str, Any]:
-        (progress,) = self._texts.progress
+        progress = self._texts.progress[0]  # only one text goes on with a session
         messages = [message._asdict() for message in messages_of(self._body.messages)]
         messages.append({"role": "assistant", "content": progress.text})
         timing = {"tokens": len(progress.tokens), "seconds": round(self._texts.write_s, 4)}
