@@ -152,6 +152,8 @@ def test_a_state_goes_out_and_comes_in_as_a_file(
     page.click("#dialog-ok")
     expect(page.locator("#title")).to_have_text("back again")
     assert turns(page) == ["more"]
+    expect(page.locator("#notice")).to_contain_text("Imported")
+    expect(page.locator("#list a[aria-current]")).to_contain_text("back again")
     page.click("#actions")
     page.click("[data-action=text]")
     page.wait_for_selector("#dialog-body:not(:empty)")

@@ -129,10 +129,7 @@ def test_a_key_is_asked_for_and_a_server_without_sessions_is_sent_all(
 FAULTS = [
     (429, {"code": "queue_full"}, {"Retry-After": "7"}, "Try again in 7 seconds"),
     (409, {"code": "session_busy"}, {}, "perhaps another tab"),
-    (409, {"code": "version_conflict"}, {}, "wrote in this conversation first"),
-    (413, {"code": "request_too_large"}, {}, "more than the server takes at once"),
     (503, {"code": "shutting_down"}, {"Retry-After": "1"}, "shutting down"),
-    (500, {"message": "its log says more"}, {}, "The server failed"),
     (400, {"message": "min_p: too small"}, {}, "The server refused this: min_p: too small"),
 ]
 

@@ -1,12 +1,14 @@
 // The page: composer, conversation, list and panel put together.
 
-import { Trouble, blob, json, key, sessionPath } from "./api.js";
+import { Trouble, json, sessionPath } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { ask } from "./dialog.js";
-import { bytes, plural } from "./format.js";
+import { plural } from "./format.js";
+import { connect, named } from "./menu.js";
 import { drawMemory, drawSpeed } from "./panel.js";
 import { Sampling } from "./sampling.js";
 import { Sidebar, address, addressed } from "./sidebar.js";
+import { askKey, doing, notice } from "./tell.js";
 
 const el = (id) => document.getElementById(id);
 const FIXED = "retnet.fixed";
@@ -19,70 +21,13 @@ let drawing = 0;
 let drawn = 0;
 const DRAW_MS = 120; // between two pictures of the panel while an answer is written
 
-// ---- What the user is told
-
-function notice(text, words, action) {
-  const close = button("×", () => notice(""));
-  close.setAttribute("aria-label", "Close this message");
-  const more = words ? [button(words, () => { notice(""); action(); })] : [];
-  const says = document.createElement("p");
-  says.textContent = text;
-  el("notice").replaceChildren(...(text ? [says, ...more, close] : []));
-}
-
-function button(words, action) {
-  const made = document.createElement("button");
-  made.type = "button";
-  made.className = "plain";
-  made.textContent = words;
-  made.addEventListener("click", action);
-  return made;
-}
-
-/** Do something that may fail for reasons that the user should read. */
-async function doing(action) {
-  try {
-    notice("");
-    return await action();
-  } catch (error) {
-    if (!(error instanceof Trouble)) throw error;
-    if (error.status === 401) {
-      if (await askKey()) return doing(action);
-      notice(error.message, "Enter the key", start);
-    } else {
-      notice(error.message);
-    }
-    return undefined;
-  }
-}
-
-async function askKey() {
-  const given = await ask({
-    title: "API key",
-    text: "This server asks for a key. It is kept in this tab alone, and sent to this server alone.",
-    label: "Key",
-    value: key.get(),
-    secret: true,
-    ok: "Use this key",
-    check: async (value) => {
-      const before = key.get();
-      key.set(value);
-      try {
-        await json("GET", "v1/engine");
-        return "";
-      } catch (error) {
-        key.set(before);
-        return error.status === 401 ? "The server does not know this key." : error.message;
-      }
-    },
-  });
-  return given !== null;
-}
-
 // ---- What a conversation asks of the page
 
 const ui = {
+  get engine() { return engine; },
+  get talk() { return talk; },
   doing,
+  go,
   sampling: () => sampling.values(),
   status: (text) => { el("status").textContent = text; },
   key: askKey,
@@ -115,7 +60,7 @@ const ui = {
     const body = version === undefined ? {} : { version };
     const name = await named("Fork", `${talk.name} fork`, "Fork", (new_name) =>
       json("POST", sessionPath(talk.name, "/fork"), { new_name, ...body }));
-    if (name) go(name);
+    if (name) await go(name);
   },
   progress() {
     drawing ||= requestAnimationFrame((now) => {
@@ -136,8 +81,7 @@ const ui = {
     document.title = name === null ? "retnet" : `${name} · retnet`;
     el("about").textContent = turns.length ? `${plural(turns.length, "turn")}, ${plural(talk.tokens, "token")}` : "";
     if (engine.sessions) {
-      const there = addressed();
-      if (there !== name && !writing) history.replaceState(null, "", address(name) === "#" ? location.pathname : address(name));
+      if (addressed() !== name && !writing) history.replaceState(null, "", address(name));
       sidebar.mark(name);
     }
     follow();
@@ -152,13 +96,16 @@ function panel() {
 
 /** Keep the end in sight, unless the user is reading above it. */
 let atEnd = true;
+let seenTop = 0;
 function follow() {
   const box = el("scroll");
   if (atEnd) box.scrollTop = box.scrollHeight;
 }
 el("scroll").addEventListener("scroll", () => {
   const box = el("scroll");
-  atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  const near = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  atEnd = near || (atEnd && box.scrollTop >= seenTop); // text that grew has not moved the user up
+  seenTop = box.scrollTop;
 });
 
 // ---- The composer
@@ -178,11 +125,11 @@ el("prompt").addEventListener("keydown", (event) => {
 el("composer").addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = el("prompt").value;
-  if (!text.trim() || !talk || talk.writing) return;
+  if (!talk) return start();
+  if (!text.trim() || talk.writing) return;
   const wrong = sampling.wrong();
   if (wrong) {
-    const panelHidden = el("panel").checkVisibility() === false;
-    if (panelHidden) el("panel").showPopover();
+    if (!el("panel").checkVisibility()) el("panel").showPopover();
     wrong.reportValidity();
     return;
   }
@@ -214,7 +161,7 @@ async function show(name) {
     history.replaceState(null, "", address(talk.name));
     return;
   }
-  for (const open of document.querySelectorAll("[popover]:popover-open")) open.hidePopover();
+  closeDrawers();
   atEnd = true;
   await doing(async () => {
     talk.clear();
@@ -222,11 +169,12 @@ async function show(name) {
     if (!engine.sessions) talk.recall();
     else if (name !== null) await talk.open(name);
   });
+  await ui.list();
 }
 
-function go(name) {
-  if (addressed() === name) show(name);
-  else location.hash = name === null ? "" : encodeURIComponent(name);
+async function go(name) {
+  if (!talk.writing) history.pushState(null, "", address(name));
+  await show(name);
 }
 
 window.addEventListener("hashchange", () => {
@@ -234,99 +182,17 @@ window.addEventListener("hashchange", () => {
 });
 
 el("new").addEventListener("click", async () => {
-  if (!talk || talk.writing) return show(null);
-  if (!engine.sessions) talk.forget();
-  history.pushState(null, "", location.pathname);
-  await show(null);
+  if (!talk) return start();
+  if (!engine.sessions && !talk.writing) talk.forget();
+  await go(null);
   el("prompt").focus();
-});
-
-/** Ask for a name until an action with it succeeds; return the name, or null. */
-async function named(title, value, ok, action, text = "") {
-  return ask({
-    title,
-    text,
-    label: "Name",
-    value,
-    ok,
-    check: async (name) => {
-      if (!name) return "It needs a name.";
-      try {
-        await action(name);
-        return "";
-      } catch (error) {
-        if (!(error instanceof Trouble)) throw error;
-        return error.message;
-      }
-    },
-  });
-}
-
-const ACTIONS = {
-  fork: () => ui.fork(),
-  async rename() {
-    const name = await named("Rename", talk.name, "Rename", (new_name) =>
-      json("POST", sessionPath(talk.name, "/rename"), { new_name }));
-    if (name) go(name);
-  },
-  async text() {
-    const told = await doing(() => json("GET", sessionPath(talk.name, "/text")));
-    if (told) await ask({ title: "What the model has read", text: `${plural(talk.tokens, "token")}, in the order it saw them.`, body: told.text, ok: "Close" });
-  },
-  async export() {
-    await doing(async () => {
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(await blob(sessionPath(talk.name, "/state")));
-      link.download = `${talk.name}.safetensors`;
-      link.click();
-      URL.revokeObjectURL(link.href);
-    });
-  },
-  delete: () => ui.confirm(
-    { title: "Delete this conversation?", text: `“${talk.name}” and its state will be gone; forks of it stay.`, ok: "Delete", danger: true },
-    async () => {
-      await json("DELETE", sessionPath(talk.name));
-      talk.clear();
-      ui.changed();
-      await ui.list();
-    },
-  ),
-};
-for (const item of el("menu").children) {
-  item.addEventListener("click", () => {
-    el("menu").hidePopover();
-    if (talk.writing) notice("An answer is being written. Stop it or wait for its end first.");
-    else ACTIONS[item.dataset.action]();
-  });
-}
-el("menu").addEventListener("toggle", (event) => {
-  if (event.newState !== "open") return;
-  const at = el("actions").getBoundingClientRect();
-  el("menu").style.top = `${at.bottom + 6}px`;
-  el("menu").style.right = `${document.documentElement.clientWidth - at.right}px`;
-  el("menu").firstElementChild.focus();
-});
-
-el("import").addEventListener("click", () => el("file").click());
-el("file").addEventListener("change", async () => {
-  const [file] = el("file").files;
-  if (!file) return;
-  el("file").value = "";
-  const most = engine.limits.body_bytes;
-  if (file.size > most) {
-    notice(`The file has ${bytes(file.size)}, and this server takes at most ${bytes(most)} at once.`);
-    return;
-  }
-  const name = await named("Import", file.name.replace(/\.safetensors$/, ""), "Import", (name) =>
-    json("PUT", sessionPath(name, "/state"), file), "It becomes a conversation of this name.");
-  if (!name) return;
-  go(name);
-  notice("Imported. The model remembers all of it; of the words, the file has the last turn’s. “Show what the model has read” has the rest.");
 });
 
 el("key").addEventListener("click", async () => {
   if (await askKey()) start();
 });
+
+connect(ui);
 
 // ---- How it looks
 
@@ -341,9 +207,11 @@ el("fixed").addEventListener("change", () => {
 fixed();
 
 for (const width of ["(min-width: 47.5rem)", "(min-width: 70rem)"]) {
-  matchMedia(width).addEventListener("change", () => {
-    for (const open of document.querySelectorAll("[popover]:popover-open")) open.hidePopover();
-  });
+  matchMedia(width).addEventListener("change", closeDrawers);
+}
+
+function closeDrawers() {
+  for (const open of document.querySelectorAll("[popover]:popover-open")) open.hidePopover();
 }
 
 async function start() {
@@ -360,10 +228,11 @@ async function start() {
   el("kept").hidden = el("import").hidden = !engine.sessions;
   el("no-sessions").hidden = engine.sessions;
   el("base").hidden = engine.chat_template;
+  el("fixed-size").hidden = engine.state.bytes_per_token > 0;
+  el("growing").hidden = engine.state.bytes_per_token === 0;
   sampling.limit(engine.limits.max_tokens);
   talk = new Conversation(engine, el("log"), ui);
   await show(engine.sessions ? addressed() : null);
-  await ui.list();
   el("prompt").focus();
 }
 

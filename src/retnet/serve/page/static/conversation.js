@@ -199,12 +199,13 @@ export class Conversation {
     ]);
     const each = pace.seconds && pace.seconds / scale;
     if (each && points.length === 0) points.push([tokens, 1000 * each]);
-    const turn = { prompt, answer: view.text, tokens, added: tokens - before, kept: true, each, points };
+    const note = reason === "length"
+      ? "It ended at the most tokens that it may have; a new message goes on from here."
+      : view.text.trim() ? "" : "The model had nothing to say.";
+    const turn = { prompt, answer: view.text, tokens, added: tokens - before, kept: true, each, points, note };
     this.push({ ...turn, version: session?.version, view });
     this.name = name;
     this.ui.status(`The answer is complete: ${plural(usage.completion_tokens, "token")}.`);
-    if (reason === "length") view.say("It ended at the most tokens that it may have; a new message goes on from here.");
-    else if (!view.text.trim()) view.say("The model had nothing to say.");
   }
 
   async lose(prompt, name, view, trouble, before) {
@@ -221,7 +222,8 @@ export class Conversation {
       this.push({ prompt, answer: view.text, tokens, added: null, kept: true, points: [], view });
       return;
     }
-    if (name !== null && this.engine.sessions && (stopped || trouble.code === "broken") && (await this.gotThrough(name, before))) {
+    const unsure = name !== null && this.engine.sessions && (stopped || trouble.code === "broken");
+    if (unsure && (await this.gotThrough(name, before))) {
       this.ui.status("The answer had been complete, and the server has kept it.");
       return;
     }
@@ -260,6 +262,7 @@ export class Conversation {
     }
     for (const gone of this.turns.splice(number + 1)) gone.view.node.remove();
     this.settle();
+    await this.ui.list();
   }
 
   /** Forget the last turn, and let the user edit its message. */
@@ -285,6 +288,7 @@ export class Conversation {
     const { ui, turns } = this;
     turns.forEach((turn, i) => {
       const last = i === turns.length - 1;
+      if (turn.note !== undefined) turn.view.say(last ? turn.note : "");
       const actions = [["Copy", "Copy the answer", () => ui.copy(turn.answer)]];
       if (turn.kept && this.engine.sessions) {
         actions.push(["Fork from here", "A second conversation that begins with these turns", () => ui.fork(turn.version)]);
@@ -304,7 +308,7 @@ export class Conversation {
       turn.view.finish(turn.added === null ? "" : facts(turn.added, turn.each), actions);
     });
     if (!this.engine.sessions) {
-      const plain = turns.map(({ view, ...turn }) => turn);
+      const plain = turns.map(({ view, note, ...turn }) => turn);
       sessionStorage.setItem(TAB, JSON.stringify(plain));
     }
     ui.changed();

@@ -81,7 +81,7 @@ export function drawMemory({ state, cache }, tokens) {
   el("memory-note").textContent =
     `Compared with the keys and values of full multi-head attention of the same width (${count(cache.width)}) ` +
     `and depth (${plural(cache.layers, "layer")}) in ${cache.dtype}: ${bytes(cache.bytes_per_token)} a token. ` +
-    (half && cross !== null ? `In 16 bits the lines would cross at ${count(crossing(state, perToken[1][1]) ?? 0)}. ` : "") +
+    (half && cross !== null ? `In 16 bits the lines would cross at ${count(Math.ceil(crossing(state, perToken[1][1]) ?? 0))}. ` : "") +
     "Fewer key heads would make it smaller.";
 }
 

@@ -64,7 +64,7 @@ export class Sidebar {
   }
 }
 
-export const address = (name) => (name === null ? "#" : `#${encodeURIComponent(name)}`);
+export const address = (name) => (name === null ? location.pathname : `#${encodeURIComponent(name)}`);
 
 /** The conversation that the address names; null for a new one. */
 export function addressed() {
