@@ -12,7 +12,7 @@ from browser import Visit, chromium
 from http_server import serving
 
 TIMEOUT_MS = 30_000
-BRIEF = {"temperature": "0", "max_tokens": "12"}
+BRIEF = {"temperature": "0", "max_tokens": "4"}
 
 
 @pytest.fixture(scope="package")
@@ -57,6 +57,7 @@ def visit(browser: Any) -> Iterator[Visit]:
             page.on("console", lambda message: page.failures.extend(_refusals(message.text)))
             stack.callback(_asked_only, page, server.url)
             page.goto(f"{server.url}/{at}")
+            page.wait_for_selector("#send:enabled, dialog[open]")
             return page
 
         yield opened

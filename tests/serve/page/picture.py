@@ -49,6 +49,7 @@ def take(url: str, picture: Path) -> None:
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
         page.goto(url)
+        page.wait_for_selector("#send:enabled")
         for name, value in SAID.items():
             page.fill(f"#sampling-{name}", value)
         page.check("#fixed")

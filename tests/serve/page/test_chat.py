@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 from browser import Visit, say
 from http_server import wait_until
 
+CHAT = "**/v1/chat/completions"
 LONG = {"max_tokens": "4000"}
 MARKUP = '<img src=x onerror="window.hurt = 1"><script>window.hurt = 1</script><b>bold</b>'
 
@@ -62,6 +63,8 @@ def test_a_turn_that_is_stopped_is_not_kept_and_can_be_sent_again(
     assert wait_until(lambda: server.engine.stats.rows == 0)
     assert "stop me" not in names(server)
     page.fill("#sampling-max_tokens", "4")
+    busy = json.dumps({"error": {"code": "session_busy"}})  # while the server still lets go
+    page.route(CHAT, lambda route: route.fulfill(status=409, body=busy), times=1)
     page.click("text=Send again")
     page.wait_for_selector(".turn:not(.lost) .foot button")
     assert turns(page) == ["stop me"]
@@ -76,6 +79,24 @@ def test_a_turn_that_is_stopped_is_not_kept_and_can_be_sent_again(
     assert page.input_value("#prompt") == "and me"
     assert turns(page) == ["stop me"]
     assert wait_until(lambda: server.engine.stats.rows == 0)
+
+
+def test_a_turn_whose_end_got_lost_on_its_way_is_found_on_the_server(
+    server: SimpleNamespace, visit: Visit
+) -> None:
+    page = visit(server)
+
+    def cut(route: Any) -> None:
+        whole = route.fetch().text()
+        half = whole[: whole.index('"finish_reason":"length"')].rpartition("data: ")[0]
+        route.fulfill(content_type="text/event-stream", body=half)
+
+    page.route(CHAT, cut)
+    page.fill("#prompt", "got through")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector(".turn:not(.lost) .foot button")
+    assert turns(page) == ["got through"]
+    assert "had been complete" in (page.text_content("#status") or "")
 
 
 def test_a_conversation_is_there_again_after_a_reload_and_goes_on(
@@ -176,14 +197,14 @@ def test_what_is_said_never_becomes_markup(server: SimpleNamespace, visit: Visit
         {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}},
     ]
     stream = "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames) + "data: [DONE]\n\n"
-    page.unroute("**/v1/chat/completions")
+    page.unroute(CHAT)
     page.route(
-        "**/v1/chat/completions",
+        CHAT,
         lambda route: route.fulfill(content_type="text/event-stream", body=stream),
     )
     assert say(page, MARKUP) == MARKUP
     assert turns(page) == [MARKUP]
-    page.unroute("**/v1/chat/completions")
+    page.unroute(CHAT)
     page.goto(f"{server.url}/")
     say(page, MARKUP)  # and in the names of conversations
     page.reload()

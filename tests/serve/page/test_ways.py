@@ -116,6 +116,13 @@ def test_a_key_is_asked_for_and_a_server_without_sessions_is_sent_all(
     assert page.locator(".model .words").all_text_contents() == [first, second]
     page.click("text=Take back")
     assert page.input_value("#prompt") == "two"
+    page.evaluate("sessionStorage.removeItem('retnet.key')")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("#dialog[open]")
+    page.fill("#dialog-input", "right")
+    page.click("#dialog-ok")
+    page.wait_for_selector(".turn:nth-child(2):not(.lost) .foot button")
+    page.click("text=Take back")
     page.fill("#sampling-max_tokens", "4000")
     page.press("#prompt", "Enter")
     page.wait_for_selector(".writing")
@@ -181,6 +188,8 @@ def test_what_was_changed_or_deleted_elsewhere_is_told(
     requests.delete(f"{server.url}/v1/sessions/elsewhere", timeout=10)
     say(page, "mine")
     assert "deleted or renamed elsewhere" in page.inner_text(".turn.lost .note")
+    gone = requests.get(f"{server.url}/v1/sessions/elsewhere", timeout=10)
+    assert gone.status_code == 404  # and no new one has its name
     page = visit(server, at="#never there")
     expect(page.locator("#notice")).to_contain_text("is gone")
 

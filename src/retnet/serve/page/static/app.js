@@ -214,7 +214,14 @@ function closeDrawers() {
   for (const open of document.querySelectorAll("[popover]:popover-open")) open.hidePopover();
 }
 
-async function start() {
+let starting = null;
+function start() {
+  starting ??= meet().finally(() => { starting = null; });
+  return starting;
+}
+
+/** Learn what the server is, and show the conversation that the address names. */
+async function meet() {
   engine = await doing(() => json("GET", "v1/engine"));
   if (!engine) {
     el("model").textContent = "not connected";
@@ -232,6 +239,7 @@ async function start() {
   el("growing").hidden = engine.state.bytes_per_token === 0;
   sampling.limit(engine.limits.max_tokens);
   talk = new Conversation(engine, el("log"), ui);
+  el("send").disabled = false;
   await show(engine.sessions ? addressed() : null);
   el("prompt").focus();
 }
