@@ -21,6 +21,11 @@ class ServedTokenizer(Tokenizer, Protocol):
         ...
 
 
+FUEL, STEP_FUEL = 100_000, 20_000
+"""Work that llguidance may do for a grammar at first, and for one token. All texts wait for it: at
+its own limits, ten times these, one regular expression stops a server for seconds."""
+
+
 class Grammar(NamedTuple):
     """What a text must match, in the words of llguidance; `Grammars` makes and checks them."""
 
@@ -42,6 +47,9 @@ class Grammars:
                 "grammars need llguidance, which is not installed; pip install 'retnet[serve]'"
             ) from error
         self._matcher = llguidance.LLMatcher
+        self._limits = llguidance.LLParserLimits(
+            initial_lexer_fuel=FUEL, step_lexer_fuel=STEP_FUEL, verbose_errors=False
+        )
         self._tokens = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),
             n_vocab=tokenizer.vocab_size,
@@ -86,10 +94,11 @@ class Grammars:
 
     def start(self, grammar: Grammar) -> "Matching":
         """Begin a text."""
-        return Matching(self._matcher(self._tokens, grammar.source), self._tokens.vocab_size)
+        matcher = self._matcher(self._tokens, grammar.source, log_level=0, limits=self._limits)
+        return Matching(matcher, self._tokens.vocab_size)
 
     def _checked(self, source: str, kind: str) -> Grammar:
-        if message := self._matcher.validate_grammar(source, self._tokens):
+        if message := self._matcher.validate_grammar(source, self._tokens, limits=self._limits):
             raise ValueError(f"{kind} is not one that can be followed: {message}")
         return Grammar(source)
 
@@ -104,7 +113,7 @@ class Matching:
     @property
     def is_complete(self) -> bool:
         """Whether nothing but an end token may follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self) -> Bool[Tensor, " V"]:
         """Which tokens may follow; end tokens among them where the text may end.
