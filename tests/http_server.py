@@ -50,6 +50,7 @@ def serving(
     tokenizer: Tokenizer | None = None,
     limits: dict[str, Any] | None = None,
     kept: dict[str, Any] | None = None,
+    origins: tuple[str, ...] = (),
     **config: Any,
 ) -> Iterator[SimpleNamespace]:
     """Run a server; `folder` is for its sessions, and `kept` how many are."""
@@ -70,6 +71,7 @@ def serving(
         keys=Keys(keys) if keys else None,
         sessions=store,
         identity=identity,
+        origins=origins,
     )
     server = Server(uvicorn.Config(app, log_config=None, access_log=False), context, 5.0)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]

@@ -169,9 +169,12 @@ def test_without_a_folder_responses_are_not_kept() -> None:
     with serving() as server:
         done = say(server, "one")
         assert done.store is False
-        for field, value in (("store", True), ("previous_response_id", done.id)):
+        for field, changes in (
+            ("store", {"store": True}),
+            ("previous_response_id", {"before": done.id}),
+        ):
             with pytest.raises(openai.BadRequestError, match="--data-dir") as error:
-                say(server, "one", **{field: value})
+                say(server, "one", **changes)
             assert error.value.param == field
         with pytest.raises(openai.BadRequestError, match="--data-dir"):
             server.client.responses.retrieve(done.id)

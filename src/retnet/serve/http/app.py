@@ -90,7 +90,11 @@ def create_app(
     gated: ASGIApp = Gate(app, context, keys)
     if origins:
         gated = CORSMiddleware(
-            gated, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+            gated,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
         )
     return gated, context
 

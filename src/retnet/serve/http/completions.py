@@ -58,7 +58,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 def _prompts(context: Context, body: CompletionBody, keeping: Keeping) -> list[Prompt]:
     given: Any = body.prompt
-    most = context.limits.prompts
+    most = min(context.limits.prompts, context.worker.engine.config.queue_size)
     several: Sequence[Any] = given if _is_several(given) else [given]
     if not 1 <= len(several) <= most:
         raise ApiError(

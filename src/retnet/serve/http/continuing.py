@@ -64,20 +64,22 @@ class Continuing:
         self.before = Before.of(stored.state, stored.num_tokens, stored.meta, "session")
 
     async def keep(self, turn: Turn) -> dict[str, Any]:
-        """Commit the turn, which is done even if the client leaves meanwhile."""
+        """Commit the turn, which is done even if the client leaves meanwhile.
+
+        Others may have the session as soon as that is done, and before the client learns of it.
+        """
         owner, name = self._key
         commit = asyncio.to_thread(self._store.commit, name, owner, turn, self._version)
         self._committing = asyncio.ensure_future(commit)
+        self._committing.add_done_callback(self._free)
         version = await asyncio.shield(self._committing)
         num_tokens = self.before.num_tokens + len(turn.tokens)
         return {"session": {"name": name, "version": version, "num_tokens": num_tokens}}
 
     def release(self) -> None:
-        """Let others have it, as soon as nothing is being written."""
+        """Let others have it, if the turn was not worth a commit."""
         if self._committing is None:
             self._busy.discard(self._key)
-        else:
-            self._committing.add_done_callback(self._free)
 
     def _free(self, commit: asyncio.Future[int]) -> None:
         self._busy.discard(self._key)

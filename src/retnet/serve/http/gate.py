@@ -26,6 +26,9 @@ ALWAYS_PATHS = (*OPEN_PATHS, "/metrics")
 STATE_PATHS = ("/v1/completions", "/v1/chat/completions")
 """Where a body may carry a state."""
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What is counted apart; a client may make up as many others as it likes."""
+
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 log = logging.getLogger("retnet.serve")
@@ -128,7 +131,8 @@ class Gate:
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self.context.metrics.http_requests.labels(route, scope["method"], status).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.context.metrics.http_requests.labels(route, method, status).inc()
         line = {
             "event": "request",
             "id": request_id,
