@@ -80,6 +80,22 @@ def test_a_session_is_free_after_a_text_or_its_commit_has_failed(own: SimpleName
         assert requests.get(f"{own.url}/v1/sessions/t", timeout=10).status_code == 404
 
 
+def test_a_session_that_expires_under_a_request_is_gone_and_says_so(own: SimpleNamespace) -> None:
+    store = own.context.sessions
+    commit = store.commit
+    assert post(own, "completions", **TEXT, session="late").status_code == 200
+
+    def too_late(*given: Any) -> int:
+        store.delete("late", "")
+        return commit(*given)
+
+    store.commit = too_late
+    reply = post(own, "completions", **TEXT, session="late")
+    del store.commit
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "session_not_found")
+    assert not own.context.busy_sessions
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_during_the_commit_leaves_the_session_whole(
     own: SimpleNamespace, stream: bool
