@@ -6,13 +6,13 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
-from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 import torch
 
+from ports import wait_until
 from retnet.data import Tokenizer
 from retnet.model import Decoder, preset
 from retnet.serve import sessions
@@ -32,14 +32,6 @@ def tiny_model() -> Decoder:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether something becomes true in time."""
-    end = monotonic() + seconds
-    while not condition() and monotonic() < end:
-        sleep(0.01)
-    return condition()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
@@ -60,8 +59,8 @@ class Options:
     """End a turn before this text."""
     session: Annotated[str, arg(metavar="NAME")] = ""
     """Keep the text under this name."""
-    data_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("sessions")
-    """Where texts with names are kept."""
+    data_dir: Annotated[str, arg(metavar="FOLDER")] = "sessions"
+    """Where texts with names are kept, or redis://HOST:PORT/0."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to choose tokens."""
 

@@ -41,7 +41,7 @@ class Options:
     api_keys: Annotated[str, arg(metavar="FILE")] = ""
     """Keys, one a line; or in RETNET_API_KEYS, with commas."""
     data_dir: Annotated[str, arg(metavar="FOLDER")] = ""
-    """Where sessions are kept; none are by default."""
+    """Where sessions are kept, or redis://HOST:PORT/0; none are by default."""
     max_age: Annotated[float | None, arg(metavar="DAYS")] = None
     """Sessions that are not used for so long go."""
     max_stored: Annotated[int | None, arg(metavar="MIB")] = None
@@ -99,7 +99,7 @@ def main(words: Sequence[str]) -> None:
             max_age_s=None if options.max_age is None else options.max_age * DAY_S,
             keep_states=options.keep_states,
         )
-        store = SessionStore(Path(options.data_dir), identity, kept)
+        store = SessionStore(options.data_dir, identity, kept)
     engine = Engine(model, tokenizer, config)
     print(
         f"states of {options.running} texts take at most {engine.stats.pool_bytes:,} bytes",

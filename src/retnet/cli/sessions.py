@@ -16,12 +16,12 @@ OWNER = ""
 class NamedText:
     """A session under a name: read once, then committed after each turn."""
 
-    def __init__(self, folder: Path, name: str, identity: "Identity") -> None:
-        """Open the folder, or make it."""
+    def __init__(self, place: Path | str, name: str, identity: "Identity") -> None:
+        """Open a folder, or make it, or connect to Redis."""
         from retnet.serve.sessions import SessionStore
 
         self.name = name
-        self._store = SessionStore(folder, identity)
+        self._store = SessionStore(place, identity)
         self._version: int | None = None
         self._num_replies = 0
 

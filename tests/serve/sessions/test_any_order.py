@@ -1,25 +1,30 @@
 """Operations in any order, beside a plain dictionary that says what must be there."""
 
 import shutil
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
+from redis_server import RedisServer
 from retnet.serve.sessions import (
     Limits,
     SessionExists,
     SessionMissing,
     SessionStore,
+    Turn,
     VersionConflict,
     identify,
 )
-from session_support import equal_states, made_state, made_turn, small_model
+from session_support import Place, equal_states, made_state, small_model
 
 IDENTITY = identify(small_model())
 KEPT = 3
@@ -38,15 +43,21 @@ class Text:
     kept: set[int] = field(default_factory=set)
 
 
+def tokens_of(numbers: list[int]) -> list[int]:
+    """Of turns; no state is after more tokens than there are."""
+    return [number % 16 for number in numbers for _ in range(number + 1)]
+
+
 class Sessions(RuleBasedStateMachine):
-    """Two processes take turns at one folder; the second keeps nothing in memory."""
+    """Two processes take turns at one place; the second keeps nothing in memory."""
+
+    place: ClassVar[Place]
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="retnet-sessions-"))
         self.stores = [
             SessionStore(
-                self.folder,
+                self.place.address,
                 IDENTITY,
                 Limits(keep_states=KEPT, max_age_s=AGE_S, memory_bytes=memory_bytes),
             )
@@ -60,7 +71,11 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         for store in self.stores:
             store.close()
-        shutil.rmtree(self.folder)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, for the next example."""
+        raise NotImplementedError
 
     def store(self) -> SessionStore:
         self.stores.reverse()
@@ -75,7 +90,8 @@ class Sessions(RuleBasedStateMachine):
     def commit(self, owner: str, name: str, late: bool) -> None:
         text = self.known.get((owner, name))
         self.number += 1
-        turn = made_turn(IDENTITY, self.number)
+        state = made_state(IDENTITY, self.number)
+        turn = Turn(state=state, tokens=tokens_of([self.number]), meta={})
         if late and text is not None:
             for wrong in (None, text.versions[-1] - 1, text.versions[-1] + 1):
                 with pytest.raises(VersionConflict):
@@ -149,7 +165,7 @@ class Sessions(RuleBasedStateMachine):
         if text is None or (to, new) in self.known:
             return
         self.newest = self.store().import_(self.store().export(name, owner), new, to)
-        assert self.store().get(new, to).tokens == [number % 16 for number in text.numbers]
+        assert self.store().get(new, to).tokens == tokens_of(text.numbers)
         self.store().delete(new, to)
 
     @rule(num=st.integers(0, 2))
@@ -179,14 +195,33 @@ class Sessions(RuleBasedStateMachine):
             assert {turn.version for turn in turns if turn.kept} == text.kept
             stored = self.store().get(name, owner)
             assert stored.version == text.versions[-1]
-            assert stored.tokens == [number % 16 for number in text.numbers]
+            assert stored.tokens == tokens_of(text.numbers)
             assert equal_states(stored.state, made_state(IDENTITY, text.numbers[-1]))
 
     @invariant()
-    def no_file_is_left_over(self) -> None:
+    def no_state_is_left_over(self) -> None:
         kept = {version for text in self.known.values() for version in text.kept}
-        assert len(list((self.folder / "states").iterdir())) == len(kept)
+        assert len(self.place.states()) == len(kept)
 
 
-TestSessions = Sessions.TestCase
-TestSessions.settings = settings(max_examples=15, stateful_step_count=20)
+EXAMPLES = settings(max_examples=12, stateful_step_count=20)
+
+
+def test_in_a_folder(folder: Place) -> None:
+    class InFolder(Sessions):
+        place = folder
+
+        def clear(self) -> None:
+            shutil.rmtree(folder.address)
+
+    run_state_machine_as_test(InFolder, settings=EXAMPLES)
+
+
+def test_in_redis(redis_server: RedisServer) -> None:
+    class InRedis(Sessions):
+        place = redis_server.place()
+
+        def clear(self) -> None:
+            redis_server.client.flushall()
+
+    run_state_machine_as_test(InRedis, settings=EXAMPLES)

@@ -1,7 +1,8 @@
-import os
-import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,23 +21,17 @@ from retnet.serve.sessions import (
     VersionConflict,
     identify,
 )
-from session_support import equal_states, made_state, made_turn, small_model
+from retnet.serve.sessions.records import Key
+from session_support import (
+    Place,
+    commit_turns,
+    equal_states,
+    made_state,
+    made_turn,
+    small_model,
+)
 
 Open = Callable[..., SessionStore]
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "data/states").iterdir()}
-
-
-def commit_turns(
-    store: SessionStore, identity: Identity, num: int, name: str = "text"
-) -> list[int]:
-    versions: list[int] = []
-    for number in range(num):
-        before = versions[-1] if versions else None
-        versions.append(store.commit(name, "", made_turn(identity, number), before))
-    return versions
 
 
 def test_a_committed_turn_is_there_in_another_process(open_store: Open, identity: Identity) -> None:
@@ -101,25 +96,6 @@ def test_the_second_of_two_writers_is_told(open_store: Open, identity: Identity)
     assert ours.get("text", "").meta == {"number": 7}
 
 
-def test_a_writer_that_loses_while_it_writes_leaves_no_file(
-    open_store: Open, identity: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, theirs = open_store(), open_store()
-    (version,) = commit_turns(ours, identity, 1)
-    write = SessionStore._write
-
-    def late(self: SessionStore, *arguments: object) -> object:
-        if self is ours:
-            theirs.commit("text", "", made_turn(identity, 7), version)
-        return write(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(SessionStore, "_write", late)
-    with pytest.raises(VersionConflict):
-        ours.commit("text", "", made_turn(identity, 1), version)
-    assert len(files(tmp_path)) == 2
-    assert ours.get("text", "").meta == {"number": 7}
-
-
 def test_a_new_session_needs_a_new_name(store: SessionStore, identity: Identity) -> None:
     commit_turns(store, identity, 1)
     for make in (
@@ -153,22 +129,22 @@ def test_a_version_is_never_given_twice(store: SessionStore, identity: Identity)
 
 
 def test_a_fork_goes_its_own_way_and_shares_the_files_before(
-    store: SessionStore, identity: Identity, tmp_path: Path
+    store: SessionStore, identity: Identity, place: Place
 ) -> None:
     versions = commit_turns(store, identity, 2)
     assert store.fork("text", "other", "") == versions[1]
     assert store.fork("text", "earlier", "", versions[0]) == versions[0]
-    assert len(files(tmp_path)) == 2
+    assert len(place.states()) == 2
     store.commit("other", "", made_turn(identity, 9), versions[1])
     assert store.get("text", "").tokens == [0, 1]
     assert store.get("other", "").tokens == [0, 1, 9]
     assert store.get("earlier", "").tokens == [0]
     store.delete("text", "")
-    assert len(files(tmp_path)) == 3
+    assert len(place.states()) == 3
     assert equal_states(store.get("earlier", "").state, made_state(identity, 0))
     store.delete("earlier", "")
     store.delete("other", "")
-    assert files(tmp_path) == set()
+    assert place.states() == set()
 
 
 def test_a_renamed_session_is_under_its_new_name_only(
@@ -227,7 +203,7 @@ def test_lists_come_in_pages_by_name(store: SessionStore, identity: Identity) ->
 
 
 def test_the_newest_states_are_kept_and_the_tokens_of_all(
-    open_store: Open, identity: Identity, tmp_path: Path
+    open_store: Open, identity: Identity, place: Place
 ) -> None:
     store = open_store(keep_states=2)
     versions = commit_turns(store, identity, 4)
@@ -236,19 +212,19 @@ def test_the_newest_states_are_kept_and_the_tokens_of_all(
     assert [turn.num_tokens for turn in turns] == [1, 2, 3, 4]
     assert [turn.meta["number"] for turn in turns] == [0, 1, 2, 3]
     assert [turn.kept for turn in turns] == [False, False, True, True]
-    assert len(files(tmp_path)) == 2
+    assert len(place.states()) == 2
     assert store.get("text", "").tokens == [0, 1, 2, 3]
     with pytest.raises(SessionMissing, match=r"no state of version 1; it keeps those of \[3, 4\]"):
         store.rollback("text", "", versions[0])
 
 
 def test_after_a_rollback_the_session_is_as_it_was(
-    store: SessionStore, identity: Identity, tmp_path: Path
+    store: SessionStore, identity: Identity, place: Place
 ) -> None:
     versions = commit_turns(store, identity, 3)
     assert store.rollback("text", "", versions[1]) == versions[1]
     assert store.get("text", "").tokens == [0, 1]
-    assert len(files(tmp_path)) == 2
+    assert len(place.states()) == 2
     with pytest.raises(VersionConflict):  # it knew what was rolled back
         store.commit("text", "", made_turn(identity, 9), versions[2])
     new = store.commit("text", "", made_turn(identity, 9), versions[1])
@@ -356,7 +332,7 @@ def test_states_used_last_are_in_memory(open_store: Open, identity: Identity) ->
 
 
 def test_sessions_unchanged_for_too_long_expire(
-    open_store: Open, identity: Identity, tmp_path: Path
+    open_store: Open, identity: Identity, place: Place
 ) -> None:
     store = open_store(max_age_s=100.0)
     commit_turns(store, identity, 2, "old")
@@ -366,11 +342,11 @@ def test_sessions_unchanged_for_too_long_expire(
     moment = (changed["old"] + changed["new"]) / 2
     assert store.expire(moment + 100) == (("", "old"),)
     assert [row.name for row in store.list("")] == ["new"]
-    assert len(files(tmp_path)) == 1
+    assert len(place.states()) == 1
 
 
 def test_too_many_bytes_cost_ways_back_first_and_then_the_oldest_sessions(
-    open_store: Open, identity: Identity, tmp_path: Path
+    open_store: Open, identity: Identity, place: Place
 ) -> None:
     store = open_store()
     for name in ("first", "second", "third"):
@@ -382,67 +358,183 @@ def test_too_many_bytes_cost_ways_back_first_and_then_the_oldest_sessions(
     assert [turn.kept for turn in store.turns("second", "")] == [True, True]
     assert open_store(disk_bytes=2 * one).expire() == (("", "first"),)
     assert [row.name for row in store.list("")] == ["second", "third"]
-    assert len(files(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("name", ["f.safetensors", ".f.safetensors.tmp"])
-def test_old_orphans_are_swept_and_young_ones_are_not(
-    open_store: Open, identity: Identity, tmp_path: Path, name: str
-) -> None:
-    commit_turns(open_store(), identity, 1)
-    (kept,) = (tmp_path / "data/states").iterdir()
-    os.utime(kept, (0, 0))
-    orphan = tmp_path / "data/states" / name
-    orphan.touch()
-    store = open_store()
-    assert orphan.exists()
-    os.utime(orphan, (0, 0))
-    assert store.sweep() == 1
-    assert files(tmp_path) == {kept.name}
-    assert store.sweep() == 0
-
-
-def test_a_turn_dropped_while_it_is_read_is_read_again(
-    open_store: Open, identity: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The index named a file that another process deleted before it was opened."""
-    ours, theirs = open_store(memory_bytes=0, keep_states=1), open_store(keep_states=1)
-    (version,) = commit_turns(theirs, identity, 1)
-    read = SessionStore._snapshot
-
-    def slow(self: SessionStore, *arguments: str) -> object:
-        if theirs.get("text", "").version == version:
-            theirs.commit("text", "", made_turn(identity, 1), version)
-        return read(self, *arguments)
-
-    monkeypatch.setattr(ours, "_snapshot", slow.__get__(ours))
-    assert ours.get("text", "").meta == {"number": 1}
-
-
-def test_a_lost_file_is_reported(store: SessionStore, open_store: Open, identity: Identity) -> None:
-    commit_turns(store, identity, 1)
-    for path in store._states.iterdir():
-        path.unlink()
-    with pytest.raises(SessionRefused, match="is gone; go back to an earlier turn"):
-        open_store().get("text", "")
-
-
-def test_a_folder_that_is_no_store_is_refused(open_store: Open, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/index.sqlite").write_bytes(100 * b"no data base ")
-    with pytest.raises(SessionError, match="cannot be opened"):
-        open_store()
-
-
-def test_the_index_of_a_later_program_is_refused(open_store: Open, tmp_path: Path) -> None:
-    open_store().close()
-    db = sqlite3.connect(tmp_path / "data/index.sqlite")
-    db.execute("PRAGMA user_version = 7")
-    db.close()
-    with pytest.raises(SessionError, match="has format 7, and this program reads 1"):
-        open_store()
+    assert len(place.states()) == 2
 
 
 def test_a_session_needs_its_newest_state(open_store: Open) -> None:
     with pytest.raises(ValueError, match=r"keep_states \(0\) must be at least 1"):
         open_store(keep_states=0)
+
+
+def test_a_writer_that_loses_while_it_writes_leaves_no_state(
+    open_store: Open, identity: Identity, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = open_store(), open_store()
+    (version,) = commit_turns(ours, identity, 1)
+    stage = ours._records.stage
+
+    @contextmanager
+    def late(*arguments: Any) -> Iterator[Any]:
+        with stage(*arguments) as staged:
+            theirs.commit("text", "", made_turn(identity, 7), version)
+            yield staged
+
+    monkeypatch.setattr(ours._records, "stage", late)
+    with pytest.raises(VersionConflict):
+        ours.commit("text", "", made_turn(identity, 1), version)
+    assert len(place.states()) == 2
+    assert ours.get("text", "").meta == {"number": 7}
+
+
+def test_a_turn_dropped_while_it_is_read_is_read_again(
+    open_store: Open, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state was found, and another process deleted it before it was read."""
+    ours, theirs = open_store(memory_bytes=0, keep_states=1), open_store(keep_states=1)
+    (version,) = commit_turns(theirs, identity, 1)
+    load = ours._records.load
+
+    def slow(state: str) -> Any:
+        if theirs.get("text", "").version == version:
+            theirs.commit("text", "", made_turn(identity, 1), version)
+        return load(state)
+
+    monkeypatch.setattr(ours._records, "load", slow)
+    assert ours.get("text", "").meta == {"number": 1}
+
+
+def test_a_replica_never_serves_from_memory_what_another_has_changed(
+    open_store: Open, identity: Identity
+) -> None:
+    """Memory is asked by a state's own name, which the session is asked for each time."""
+    ours, theirs = open_store(), open_store()
+    versions = commit_turns(ours, identity, 2)
+
+    def number() -> int:
+        stored = ours.get("text", "")
+        assert equal_states(stored.state, made_state(identity, stored.meta["number"]))
+        return stored.meta["number"]
+
+    assert number() == 1
+    theirs.commit("text", "", made_turn(identity, 2), versions[1])
+    assert number() == 2
+    theirs.rollback("text", "", versions[0])
+    assert number() == 0
+    theirs.fork("text", "other", "")
+    theirs.delete("text", "")
+    with pytest.raises(SessionMissing):
+        number()
+    theirs.commit("text", "", made_turn(identity, 5), None)
+    assert number() == 5
+    theirs.rename("text", "older", "")
+    theirs.rename("other", "text", "")
+    assert number() == 0
+    assert ours.memory.hits > 0
+
+
+def test_a_lost_state_is_reported_and_an_earlier_turn_is_still_there(
+    open_store: Open, identity: Identity, place: Place
+) -> None:
+    versions = commit_turns(open_store(), identity, 2)
+    before = place.states()
+    reader = open_store(memory_bytes=0)
+    version = reader.commit("text", "", made_turn(identity, 2), versions[-1])
+    (state,) = place.states() - before
+    place.lose(state)
+    with pytest.raises(SessionRefused, match="is gone; go back to an earlier turn"):
+        reader.get("text", "")
+    assert reader.fork("text", "copy", "", versions[1]) == versions[1]
+    assert reader.rollback("text", "", versions[1]) < version
+    for name in ("text", "copy"):
+        assert reader.get(name, "").tokens == [0, 1]
+
+
+def test_an_altered_state_is_refused_and_an_earlier_turn_is_still_there(
+    open_store: Open, identity: Identity, place: Place
+) -> None:
+    first, _ = commit_turns(open_store(), identity, 2)
+    (state,) = {s for s in place.states() if s != open_state(open_store(), first)}
+    data = bytearray(place.data(state))
+    data[-1] ^= 1
+    place.put(state, bytes(data))
+    reader = open_store()
+    with pytest.raises(SessionRefused, match=r'session "text": .* checksum .*earlier turn'):
+        reader.get("text", "")
+    place.put(state, bytes(data[:-9]))
+    with pytest.raises(SessionRefused, match=r"safetensors|damaged"):
+        reader.get("text", "")
+    reader.rollback("text", "", first)
+    assert reader.get("text", "").meta == {"number": 0}
+
+
+def open_state(store: SessionStore, version: int) -> str:
+    """The name of the state of a version of a text."""
+    head = store._records.head(Key("", "text"))
+    assert head is not None
+    return head.states[version].state
+
+
+ODD_NAMES = [
+    "\u00e9",
+    "e\u0301",
+    "日本語",
+    "🦆" * 200,
+    "a b",
+    "%2F",
+    "a:b",
+    "'; --",
+    "-",
+    "(",
+    "[x",
+    "*",
+]
+
+
+def test_odd_names_are_names_like_others(store: SessionStore, identity: Identity) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        store.commit(name, "o:w", made_turn(identity, number), None)
+        store.commit(f"w:{name}"[:200], "o", made_turn(identity, 100 + number), None)
+    for number, name in enumerate(ODD_NAMES):
+        assert store.get(name, "o:w").meta == {"number": number}
+    listed: list[str] = []
+    while page := store.list("o:w", limit=5, after=listed[-1] if listed else ""):
+        listed += [row.name for row in page]
+    assert listed == sorted(ODD_NAMES)
+    for name in ("\udcff", "", "\x00", "b" * 10**6):
+        with pytest.raises(SessionMissing, match="there is no session"):
+            store.get(name, "o:w")
+    assert store.list("o:w", after="\udcff") == store.list("o:w", after="?")
+
+
+def test_owners_do_not_get_in_each_others_way(store: SessionStore, identity: Identity) -> None:
+    for owner in range(50):
+        store.commit("text", str(owner), made_turn(identity, owner), None)
+    assert [store.list(str(owner))[0].meta["number"] for owner in range(50)] == list(range(50))
+
+
+def test_meta_may_be_large_but_not_endless(store: SessionStore, identity: Identity) -> None:
+    state, deep = made_state(identity, 0), {}
+    for _ in range(10**5):
+        deep = {"x": deep}
+    for meta in ({"x": "y" * 2**24}, deep):
+        with pytest.raises(ValueError, match="meta"):
+            store.commit("text", "", Turn(state=state, tokens=[1], meta=meta), None)
+    meta = {"x": "ä\udcff" * 10**5, "y": [{}] * 10**4}
+    store.commit("text", "", Turn(state=state, tokens=[1], meta=meta), None)
+    assert store.get("text", "").meta == store.turns("text", "")[0].meta == meta
+    store.import_(store.export("text", ""), "copy", "")
+    assert store.list("")[0].meta == meta
+
+
+def test_a_clock_that_goes_backwards_makes_no_session_older(
+    store: SessionStore, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_turns(store, identity, 2)
+    (before,) = store.list("")
+    monkeypatch.setattr(time, "time", lambda: before.changed - 10**6)
+    store.commit("text", "", made_turn(identity, 2), versions[-1])
+    store.rename("text", "novel", "")
+    store.rollback("novel", "", versions[0])
+    assert store.list("")[0].changed == before.changed
+    created = [turn.created for turn in store.turns("novel", "")]
+    assert created == sorted(created)

@@ -15,6 +15,7 @@ from retnet.serve.sessions import (
     SessionError,
     SessionExists,
     SessionMissing,
+    SessionsUnavailable,
     VersionConflict,
 )
 
@@ -86,6 +87,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(409, str(error), param="session", code="session_exists")
         case VersionConflict():
             return ApiError(409, str(error), param="session", code="version_conflict")
+        case SessionsUnavailable():
+            return ApiError(
+                503, str(error), code="sessions_unavailable", headers={"Retry-After": "1"}
+            )
         case SessionError():
             return ApiError(400, str(error), param="session", code="session_refused")
     return ApiError(400, str(error))

@@ -6,18 +6,13 @@ from retnet.serve.sessions.errors import (
     SessionExists,
     SessionMissing,
     SessionRefused,
+    SessionsUnavailable,
     VersionConflict,
 )
 from retnet.serve.sessions.identity import Identity, identify
-from retnet.serve.sessions.store import (
-    Limits,
-    Listed,
-    SessionStore,
-    Stored,
-    Turn,
-    TurnInfo,
-    check_name,
-)
+from retnet.serve.sessions.names import check_name
+from retnet.serve.sessions.store import SessionStore
+from retnet.serve.sessions.values import Limits, Listed, Stored, Turn, TurnInfo
 
 __all__ = [
     "Identity",
@@ -28,6 +23,7 @@ __all__ = [
     "SessionMissing",
     "SessionRefused",
     "SessionStore",
+    "SessionsUnavailable",
     "Stored",
     "Turn",
     "TurnInfo",

@@ -19,3 +19,7 @@ class SessionExists(VersionConflict):
 
 class SessionRefused(SessionError):
     """The state is another model's, or its file is not as it was written."""
+
+
+class SessionsUnavailable(SessionError):
+    """Where sessions are kept cannot be reached, or is full; what was kept is as it was."""

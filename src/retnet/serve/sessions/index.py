@@ -1,8 +1,7 @@
 """The index of sessions: one SQLite file that several processes and threads share.
 
-A version is a number that the index gives once, in rising order, to a turn that is committed: the
-same version is the same text and the same state, also in a fork. Which of two writers was first is
-decided by SQLite's write transactions, which happen one after the other.
+Which of two writers was first is decided by SQLite's write transactions, which happen one after the
+other.
 """
 
 import os
@@ -12,10 +11,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from retnet.hub.files import flush
 from retnet.serve.sessions.errors import SessionError
+from retnet.serve.sessions.records import Found, Head, Kept, Key, NewTurn, TurnRow
 
 FORMAT = 1
 PATIENCE_S = 60.0
@@ -50,40 +50,15 @@ CREATE TABLE counter (version INTEGER NOT NULL);
 INSERT INTO counter VALUES (0);
 """
 
-HEAD = "version = (SELECT max(version) FROM turns WHERE session = sessions.id)"
+TURN = "version, num_tokens, meta, created, file"
 
+HEAD = "fingerprint, config, parent, sessions.created, changed, version, num_tokens, meta"
 
-class SessionRow(NamedTuple):
-    """A session; see the schema, and `Listed` for what the fields are."""
-
-    id: int
-    owner: str
-    name: str
-    fingerprint: str
-    config: str
-    parent: str
-    created: float
-    changed: float
-
-
-class TurnRow(NamedTuple):
-    """A turn, without its tokens; `file` is None where its state is no longer kept."""
-
-    version: int
-    num_tokens: int
-    meta: str
-    created: float
-    file: str | None
-
-
-class Unused(NamedTuple):
-    """A state file that no turn needs any more, for the caller to delete after the commit."""
-
-    file: str
-    num_bytes: int
-
-
-TURN = ", ".join(TurnRow._fields)
+NEWEST = (
+    "sessions JOIN turns ON session = sessions.id "
+    "AND version = (SELECT max(version) FROM turns WHERE session = sessions.id)"
+)
+"""Each session with its newest turn."""
 
 
 class Index:
@@ -147,6 +122,7 @@ class Index:
 def _make(path: Path) -> None:
     """Make an empty index, whole or not at all; another process may be doing the same."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.touch(mode=0o600)  # and so SQLite makes the files beside it
     db = sqlite3.connect(temporary, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")  # readers and a writer at the same time
     db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT")
@@ -157,117 +133,187 @@ def _make(path: Path) -> None:
     flush(path.parent)
 
 
-def find_session(db: sqlite3.Connection, owner: str, name: str) -> SessionRow | None:
-    """The session of this name, if its owner has one."""
-    row = db.execute(
-        "SELECT * FROM sessions WHERE owner = ? AND name = ?", (owner, name)
-    ).fetchone()
-    return None if row is None else SessionRow(*row)
+class Rows:
+    """The index inside a transaction; see `Change` and `Records` for what the methods do.
 
-
-def find_turn(db: sqlite3.Connection, session: int, version: int | None) -> TurnRow | None:
-    """A turn of a session; None finds the newest."""
-    row = db.execute(
-        f"SELECT {TURN} FROM turns WHERE session = ?1 AND version = "
-        "coalesce(?2, (SELECT max(version) FROM turns WHERE session = ?1))",
-        (session, version),
-    ).fetchone()
-    return None if row is None else TurnRow(*row)
-
-
-def find_turns(db: sqlite3.Connection, session: int) -> list[TurnRow]:
-    """All turns of a session, the oldest first."""
-    rows = db.execute(f"SELECT {TURN} FROM turns WHERE session = ? ORDER BY version", (session,))
-    return [TurnRow(*row) for row in rows]
-
-
-def text_until(db: sqlite3.Connection, session: int, version: int) -> bytes:
-    """The tokens of a session up to and with a turn, uint32 little-endian."""
-    rows = db.execute(
-        "SELECT tokens FROM turns WHERE session = ? AND version <= ? ORDER BY version",
-        (session, version),
-    )
-    return b"".join(tokens for (tokens,) in rows)
-
-
-def add_session(db: sqlite3.Connection, row: SessionRow) -> int:
-    """Add a session without turns, under a new id."""
-    places = ", ".join("?" * (len(row) - 1))
-    names = ", ".join(SessionRow._fields[1:])
-    found = db.execute(f"INSERT INTO sessions ({names}) VALUES ({places})", row[1:])
-    assert found.lastrowid is not None
-    return found.lastrowid
-
-
-def add_turn(
-    db: sqlite3.Connection, session: int, tokens: bytes, turn: TurnRow, num_bytes: int
-) -> int:
-    """Add a turn under a new version, which is returned; `turn.version` is not looked at.
-
-    Args:
-        db: in a write transaction.
-        session: its id.
-        tokens: new ones.
-        turn: with a file that no turn has yet.
-        num_bytes: size of that file.
+    Attributes:
+        named: state files that have been added.
+        dropped: state files that no turn needs any more, to delete after the transaction.
     """
-    (version,) = db.execute("UPDATE counter SET version = version + 1 RETURNING version").fetchone()
-    db.execute("INSERT INTO states VALUES (?, ?)", (turn.file, num_bytes))
-    row = (session, tokens, *turn._replace(version=version))
-    db.execute(
-        f"INSERT INTO turns (session, tokens, {TURN}) VALUES ({', '.join('?' * len(row))})", row
-    )
-    return version
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """Work on a connection on which a transaction has begun."""
+        self._db = db
+        self.named: list[str] = []
+        self.dropped: list[Kept] = []
+
+    def head(self, key: Key) -> Head | None:
+        """The session, if there is one."""
+        row = self._db.execute(
+            f"SELECT id, {HEAD} FROM {NEWEST} WHERE owner = ? AND name = ?", key
+        ).fetchone()
+        return None if row is None else self._head(row)
+
+    def find(self, key: Key, version: int | None) -> Found | None:
+        """A session at one of its turns."""
+        head = self.head(key)
+        if head is None:
+            return None
+        session = self._id(key)
+        version = head.version if version is None else version
+        row = self._db.execute(
+            f"SELECT {TURN} FROM turns WHERE session = ? AND version = ?", (session, version)
+        ).fetchone()
+        if row is None:
+            return Found(head, None, b"")
+        texts = self._db.execute(
+            "SELECT tokens FROM turns WHERE session = ? AND version <= ? ORDER BY version",
+            (session, version),
+        )
+        return Found(head, _turn(row), b"".join(tokens for (tokens,) in texts))
+
+    def turns(self, key: Key) -> list[TurnRow] | None:
+        """All turns of a session, the oldest first."""
+        session = self._id(key)
+        if session is None:
+            return None
+        found = self._db.execute(
+            f"SELECT {TURN} FROM turns WHERE session = ? ORDER BY version", (session,)
+        )
+        return [_turn(row) for row in found]
+
+    def page(self, owner: str, limit: int, after: str) -> list[tuple[str, Head]]:
+        """An owner's sessions by name."""
+        found = self._db.execute(
+            f"SELECT name, id, {HEAD} FROM {NEWEST} "
+            "WHERE owner = ? AND name > ? ORDER BY name LIMIT ?",
+            (owner, after, limit),
+        ).fetchall()
+        return [(name, self._head(row)) for name, *row in found]
+
+    def oldest(self) -> list[tuple[Key, float]]:
+        """All sessions, those changed first first."""
+        found = self._db.execute("SELECT owner, name, changed FROM sessions ORDER BY changed, id")
+        return [(Key(owner, name), changed) for owner, name, changed in found]
+
+    def states(self) -> set[str]:
+        """All state files that are named."""
+        return {state for (state,) in self._db.execute("SELECT file FROM states")}
+
+    def num_bytes(self) -> int:
+        """Of all state files."""
+        return self._db.execute("SELECT coalesce(sum(bytes), 0) FROM states").fetchone()[0]
+
+    def begin(self, key: Key, head: Head) -> None:
+        """Add a session without turns."""
+        self._db.execute(
+            "INSERT INTO sessions (owner, name, fingerprint, config, parent, created, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*key, head.fingerprint, head.config, head.parent, head.created, head.changed),
+        )
+
+    def append(self, key: Key, turn: NewTurn) -> int:
+        """Add a turn under the next version."""
+        (version,) = self._db.execute(
+            "UPDATE counter SET version = version + 1 RETURNING version"
+        ).fetchone()
+        state, num_bytes = turn.state.kept
+        self._db.execute("INSERT INTO states VALUES (?, ?)", (state, num_bytes))
+        self._db.execute(
+            "INSERT INTO turns (session, version, tokens, num_tokens, meta, created, file) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                self._id(key),
+                version,
+                turn.tokens,
+                turn.num_tokens,
+                turn.meta,
+                turn.created,
+                state,
+            ),
+        )
+        self._touch(key, turn.created)
+        self.named.append(state)
+        return version
+
+    def forget(self, key: Key, versions: Sequence[int]) -> None:
+        """Keep these turns' tokens only."""
+        self._release(
+            [(self._id(key), version) for version in versions],
+            "UPDATE turns SET file = NULL WHERE session = ? AND version = ?",
+        )
+
+    def cut(self, key: Key, version: int, changed: float) -> None:
+        """Remove the turns after one."""
+        self._drop_turns(key, version)
+        self._touch(key, changed)
+
+    def remove(self, key: Key) -> None:
+        """Remove a session."""
+        self._drop_turns(key, -1)
+        self._db.execute("DELETE FROM sessions WHERE owner = ? AND name = ?", key)
+
+    def copy(self, key: Key, version: int, new: Key, head: Head) -> None:
+        """Begin a session with turns of another; the state files are shared."""
+        self.begin(new, head)
+        names = f"version, tokens, {TURN.removeprefix('version, ')}"
+        self._db.execute(
+            f"INSERT INTO turns (session, {names}) "
+            f"SELECT ?, {names} FROM turns WHERE session = ? AND version <= ?",
+            (self._id(new), self._id(key), version),
+        )
+
+    def rename(self, key: Key, new: Key, changed: float) -> None:
+        """Give a session another key."""
+        self._db.execute(
+            "UPDATE sessions SET owner = ?, name = ?, changed = ? WHERE owner = ? AND name = ?",
+            (*new, changed, *key),
+        )
+
+    def _id(self, key: Key) -> int | None:
+        row = self._db.execute(
+            "SELECT id FROM sessions WHERE owner = ? AND name = ?", key
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def _head(self, row: Sequence[Any]) -> Head:
+        session, *fields = row
+        states = self._db.execute(
+            "SELECT version, file, bytes FROM turns JOIN states USING (file) "
+            "WHERE session = ? ORDER BY version",
+            (session,),
+        )
+        return Head(*fields, states={version: Kept(*kept) for version, *kept in states})
+
+    def _touch(self, key: Key, changed: float) -> None:
+        self._db.execute(
+            "UPDATE sessions SET changed = ? WHERE owner = ? AND name = ?", (changed, *key)
+        )
+
+    def _drop_turns(self, key: Key, after: int) -> None:
+        session = self._id(key)
+        found = self._db.execute(
+            "SELECT version FROM turns WHERE session = ? AND version > ?", (session, after)
+        )
+        self._release(
+            [(session, version) for (version,) in found],
+            "DELETE FROM turns WHERE session = ? AND version = ?",
+        )
+
+    def _release(self, turns: Sequence[tuple[int | None, int]], statement: str) -> None:
+        """Run the statement on each turn, and drop the files that were theirs alone."""
+        unused = (
+            "DELETE FROM states WHERE file = ?1 "
+            "AND NOT EXISTS (SELECT 1 FROM turns WHERE file = ?1) RETURNING file, bytes"
+        )
+        for turn in turns:
+            row = self._db.execute(
+                "SELECT file FROM turns WHERE session = ? AND version = ?", turn
+            ).fetchone()
+            self._db.execute(statement, turn)
+            self.dropped += [Kept(*found) for found in self._db.execute(unused, row).fetchall()]
 
 
-def copy_turns(db: sqlite3.Connection, source: int, target: int, version: int) -> None:
-    """Give a session the turns of another up to a version; the state files are shared."""
-    names = f"version, tokens, {TURN.removeprefix('version, ')}"
-    db.execute(
-        f"INSERT INTO turns (session, {names}) "
-        f"SELECT ?, {names} FROM turns WHERE session = ? AND version <= ?",
-        (target, source, version),
-    )
-
-
-def drop_states(db: sqlite3.Connection, session: int, versions: Sequence[int]) -> list[Unused]:
-    """Keep these turns' tokens only; return the files to delete."""
-    return _release(
-        db,
-        [(session, version) for version in versions],
-        "UPDATE turns SET file = NULL WHERE session = ? AND version = ?",
-    )
-
-
-def drop_turns(db: sqlite3.Connection, session: int, after: int) -> list[Unused]:
-    """Remove the turns after a version; return the files to delete."""
-    rows = db.execute(
-        "SELECT version FROM turns WHERE session = ? AND version > ?", (session, after)
-    )
-    return _release(
-        db,
-        [(session, version) for (version,) in rows],
-        "DELETE FROM turns WHERE session = ? AND version = ?",
-    )
-
-
-def drop_session(db: sqlite3.Connection, session: int) -> list[Unused]:
-    """Remove a session; return the files to delete."""
-    files = drop_turns(db, session, -1)
-    db.execute("DELETE FROM sessions WHERE id = ?", (session,))
-    return files
-
-
-def _release(
-    db: sqlite3.Connection, turns: Sequence[tuple[int, int]], statement: str
-) -> list[Unused]:
-    files = []
-    for turn in turns:
-        row = db.execute("SELECT file FROM turns WHERE session = ? AND version = ?", turn)
-        files += row.fetchall()
-        db.execute(statement, turn)
-    unused = (
-        "DELETE FROM states WHERE file = ?1 "
-        "AND NOT EXISTS (SELECT 1 FROM turns WHERE file = ?1) RETURNING file, bytes"
-    )
-    return [Unused(*row) for file in files for row in db.execute(unused, file).fetchall()]
+def _turn(row: Sequence[Any]) -> TurnRow:
+    *fields, state = row
+    return TurnRow(*fields, kept=state is not None)

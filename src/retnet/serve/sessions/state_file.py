@@ -1,4 +1,4 @@
-"""One safetensors file that says whose state it holds, and proves that it is as it was written."""
+"""Safetensors files that say whose state they hold, and prove that it is as it was written."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-from retnet.hub import write_atomic
 from retnet.hub.files import flush
 from retnet.model import DecoderState
 from retnet.model.state import state_tensors
@@ -46,30 +45,61 @@ def snapshot_tensors(snapshot: Snapshot) -> dict[str, Tensor]:
     }
 
 
-def write_snapshot(path: Path, tensors: Mapping[str, Tensor], identity: Identity) -> None:
-    """Write the file whole, or not at all: a temporary name, flushed, renamed."""
-    sealed = seal(tensors, _whose(identity))
-    write_atomic(path, lambda temporary: save_file(dict(tensors), temporary, metadata=sealed))
-    flush(path.parent)  # its new name too, before an index that outlives a power cut names it
+def sealed_for(tensors: Mapping[str, Tensor], identity: Identity) -> dict[str, str]:
+    """The metadata of a state of this model."""
+    return seal(tensors, _whose(identity))
 
 
-def read_snapshot(path: Path, identity: Identity) -> Snapshot:
-    """Read a state back, bit for bit.
+def write_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file whole, or not at all: a temporary name, flushed, renamed.
+
+    A state tells what was said: nobody but its owner may read it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        temporary.chmod(0o600)
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)  # its name too, before an index that outlives a power cut names it
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file, bit for bit.
 
     Raises:
         FileNotFoundError: it is not there.
-        SessionRefused: it is damaged, altered, or another model's.
+        SessionRefused: it is damaged.
     """
-    what = f"state file {path.name}"
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         # copies: tensors of a file lie at odd addresses, where sums may round differently
-        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        return metadata, {name: tensor.clone() for name, tensor in load_file(path).items()}
     except safetensors.SafetensorError as error:
-        raise SessionRefused(f"{what} is damaged ({error}); {RESTORE}") from None
-    refuse_other(metadata, tensors, identity, what, RESTORE)
-    return snapshot_of(tensors, identity, what)
+        raise SessionRefused(f"state {path.name} is damaged ({error}); {RESTORE}") from None
+
+
+def state_bytes_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """What `write_state` writes."""
+    return save(dict(tensors), dict(metadata))
+
+
+def parsed(data: bytes, what: str, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        SessionRefused: it is none, or not whole.
+    """
+    try:
+        tensors = {name: tensor.clone() for name, tensor in load(data).items()}
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise SessionRefused(f"{what} is no whole safetensors file ({error}); {remedy}") from None
+    return header.get("__metadata__") or {}, tensors
 
 
 def exported(
@@ -103,12 +133,7 @@ def imported(data: bytes, identity: Identity, what: str = "the file") -> Importe
     Raises:
         SessionRefused: it is no such file, damaged, altered, or another model's.
     """
-    try:
-        tensors = {name: tensor.clone() for name, tensor in load(data).items()}
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise SessionRefused(f"{what} is no whole safetensors file ({error}); {AGAIN}") from None
-    metadata = header.get("__metadata__", {})
+    metadata, tensors = parsed(data, what, AGAIN)
     refuse_other(metadata, tensors, identity, what, AGAIN)
     tokens = tensors.pop(TOKENS, None)
     if tokens is not None and (tokens.ndim != 1 or tokens.dtype != torch.int64):
@@ -129,7 +154,7 @@ def imported(data: bytes, identity: Identity, what: str = "the file") -> Importe
         )
     try:
         meta = json.loads(metadata.get("meta", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
         raise SessionRefused(f"{what} has metadata that is no JSON object; {AGAIN}")
@@ -139,6 +164,9 @@ def imported(data: bytes, identity: Identity, what: str = "the file") -> Importe
 LONGEST = 2**53
 """Tokens of a text, beyond which floating-point numbers cannot count."""
 VOCABULARY = 2**32
+LARGEST_META = 1 << 24
+"""Bytes of JSON: a file's header, in which it travels, must stay under 100 MB."""
+
 RESTORE = "go back to an earlier turn of this session, or delete it"
 AGAIN = "export it again"
 
@@ -160,14 +188,17 @@ def json_of(meta: Mapping[str, Any]) -> str:
     """Metadata as text.
 
     Raises:
-        ValueError: it has no words for something.
+        ValueError: it has no words for something, or too many.
     """
     try:
-        return json.dumps(dict(meta), sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(meta), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"meta is not JSON ({error}); give text, numbers and lists of them"
         ) from None
+    if len(text) > LARGEST_META:
+        raise ValueError(f"meta has {len(text):,} bytes of JSON; it may have {LARGEST_META:,}")
+    return text
 
 
 def refuse_other(
