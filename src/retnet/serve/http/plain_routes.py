@@ -56,6 +56,7 @@ async def engine(request: Request) -> Response:
                 "max_context": engine.max_context,
                 "max_tokens": limits.max_tokens,
                 "body_bytes": limits.body_bytes,
+                "file_bytes": limits.body_bytes + limits.state_bytes,
             },
             "chat_template": context.tokenizer.chat_template is not None,
             "sessions": context.sessions is not None,

@@ -47,7 +47,7 @@ def mount(app: FastAPI) -> None:
     """Serve the page from an application."""
     files = _Files(directory=FOLDER)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page(request: Request) -> Response:
         return await files.get_response("index.html", request.scope)
 

@@ -98,7 +98,9 @@ function plain(status, code, message, waitS, type) {
   if (code === "session_not_found")
     return "This conversation, or this turn of it, is gone: deleted, renamed or expired. Choose another, or begin a new one.";
   if (code === "shutting_down") return `The server is shutting down. Try again ${soon}, when it is back.`;
-  if (status === 413) return "This is more than the server takes at once. Send less, or let it take more.";
+  if (code === "sessions_unavailable")
+    return `The server cannot get at its conversations now: ${message}. Try again ${soon}.`;
+  if (status === 413) return "This is more than the server takes at once. Send less.";
   if (status === 408) return "The message came too slowly, and the server gave up. Try again.";
   if (status >= 500 || type === "server_error")
     return `The server failed${message ? `: ${message}` : ""}. Its log says more.`;

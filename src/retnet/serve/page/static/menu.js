@@ -93,7 +93,7 @@ export function connect(page) {
     const [file] = el("file").files;
     if (!file) return;
     el("file").value = "";
-    const most = page.engine.limits.body_bytes;
+    const most = page.engine.limits.file_bytes;
     if (file.size > most) {
       notice(`The file has ${bytes(file.size)}, and this server takes at most ${bytes(most)} at once.`);
       return;
