@@ -60,7 +60,7 @@ class Options:
     session: Annotated[str, arg(metavar="NAME")] = ""
     """Keep the text under this name."""
     data_dir: Annotated[str, arg(metavar="FOLDER")] = "sessions"
-    """Their folder, or redis://HOST:PORT/0."""
+    """Their folder, or redis://HOST/0."""
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     """How to choose tokens."""
 
