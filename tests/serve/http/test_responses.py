@@ -169,10 +169,11 @@ def test_without_a_folder_responses_are_not_kept() -> None:
     with serving() as server:
         done = say(server, "one")
         assert done.store is False
-        for field, changes in (
-            ("store", {"store": True}),
-            ("previous_response_id", {"before": done.id}),
-        ):
+        asked: dict[str, dict[str, Any]] = {
+            "store": {"store": True},
+            "previous_response_id": {"before": done.id},
+        }
+        for field, changes in asked.items():
             with pytest.raises(openai.BadRequestError, match="--data-dir") as error:
                 say(server, "one", **changes)
             assert error.value.param == field
