@@ -18,7 +18,7 @@ from retnet.model import Decoder, preset
 from retnet.serve import sessions
 from retnet.serve.engine import Engine, EngineConfig
 from retnet.serve.http import Keys, Limits, create_app
-from retnet.serve.http.server import Server
+from retnet.serve.http.server import SETTINGS, Server
 from retnet.serve.sessions import SessionStore, identify
 
 Serving = Callable[..., contextlib.AbstractContextManager[Any]]
@@ -65,7 +65,7 @@ def serving(
         identity=identity,
         origins=origins,
     )
-    server = Server(uvicorn.Config(app, log_config=None, access_log=False), context, 5.0)
+    server = Server(uvicorn.Config(app, **SETTINGS), context, 5.0)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -236,6 +236,13 @@ def test_a_length_that_is_no_length_is_refused(own: SimpleNamespace, length: str
         assert client.recv(100).split()[1] in (b"400", b"413")
 
 
+def test_headers_without_an_end_are_refused(own: SimpleNamespace) -> None:
+    assert own.server.config.http_protocol_class.__name__ == "H11Protocol"
+    with socket.create_connection(own.url.removeprefix("http://").split(":")) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * 100_000)
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_more_prompts_than_can_wait_are_refused_for_good(own: SimpleNamespace) -> None:
     """A full queue says when to come back, but these never had a place."""
     reply = post(own, "completions", **{**TEXT, "prompt": ["a"] * 5})

@@ -6,11 +6,20 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from retnet.serve.http.context import Context
+
+SETTINGS: dict[str, Any] = {
+    "http": "h11",  # the other one, where it is installed, has no limit of headers
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+}
+"""Of uvicorn."""
 
 log = logging.getLogger("retnet.serve")
 
@@ -40,9 +49,7 @@ def serve(
         app,
         host=host,
         port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
+        **SETTINGS,
         timeout_graceful_shutdown=round(grace_s) + 5,
     )
     Server(config, context, grace_s).run()
