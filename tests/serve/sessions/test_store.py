@@ -12,6 +12,7 @@ from retnet.model.decoding import prefill
 from retnet.model.state import state_tensors
 from retnet.serve.sessions import (
     Identity,
+    Limits,
     SessionError,
     SessionExists,
     SessionMissing,
@@ -364,6 +365,12 @@ def test_too_many_bytes_cost_ways_back_first_and_then_the_oldest_sessions(
 def test_a_session_needs_its_newest_state(open_store: Open) -> None:
     with pytest.raises(ValueError, match=r"keep_states \(0\) must be at least 1"):
         open_store(keep_states=0)
+
+
+@pytest.mark.parametrize("name", ["memory_bytes", "disk_bytes", "max_age_s"])
+def test_a_limit_below_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} \(-1\) must be 0 or more"):
+        Limits(**{name: -1})
 
 
 def test_a_writer_that_loses_while_it_writes_leaves_no_state(

@@ -30,6 +30,10 @@ class Limits:
     def __post_init__(self) -> None:
         if self.keep_states < 1:
             raise ValueError(f"keep_states ({self.keep_states}) must be at least 1, the newest")
+        for name in ("memory_bytes", "disk_bytes", "max_age_s"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # every session would go
+                raise ValueError(f"{name} ({value}) must be 0 or more; leave it out for no limit")
 
 
 @dataclass(frozen=True, kw_only=True)
