@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from retnet.cli.status import FAILED
+from retnet.serve.sessions import Limits
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -70,3 +72,20 @@ def test_keys_of_the_environment_that_are_no_keys_are_refused(
     status, _, err = run("serve", checkpoint)
     assert status == FAILED
     assert "API key 1" in err
+
+
+def test_how_much_is_kept_is_an_option(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr("retnet.serve.http.serve", lambda _, context, **__: found.append(context))
+    words = ("--max-age", 2, "--max-stored", 3, "--memory", 4, "--keep-states", 5, "--max-state", 6)
+    status, _, err = run("serve", checkpoint, "--data-dir", tmp_path / "data", *words)
+    assert (status, "error" in err) == (0, False)
+    assert found[0].limits.state_bytes == 6 << 20
+    assert found[0].sessions._limits == Limits(
+        max_age_s=2 * 86400.0, disk_bytes=3 << 20, memory_bytes=4 << 20, keep_states=5
+    )
+    status, _, err = run("serve", checkpoint, "--data-dir", tmp_path / "data", "--max-age", -1)
+    assert status == FAILED
+    assert "must be 0 or more" in err
