@@ -30,10 +30,14 @@ class Limits:
     def __post_init__(self) -> None:
         if self.keep_states < 1:
             raise ValueError(f"keep_states ({self.keep_states}) must be at least 1, the newest")
-        for name in ("memory_bytes", "disk_bytes", "max_age_s"):
+        for name in ("memory_bytes", "disk_bytes"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:  # every session would go
-                raise ValueError(f"{name} ({value}) must be 0 or more; leave it out for no limit")
+            if value is not None and value < 0:
+                raise ValueError(f"{name} ({value}) must be 0 or more; 0 keeps none")
+        if self.max_age_s is not None and not self.max_age_s > 0:
+            raise ValueError(
+                f"max_age_s ({self.max_age_s}) must be positive; leave it out to keep all"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
