@@ -16,7 +16,7 @@ import requests
 from ports import wait_until
 from processes import start_server
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Replica:

@@ -22,6 +22,7 @@ from processes import start_server
 from retnet.serve import sessions
 from retnet.serve.sessions import (
     Identity,
+    Limits,
     SessionExists,
     SessionMissing,
     SessionStore,
@@ -40,11 +41,11 @@ Tell = Callable[[int], None]
 class Writer:
     """A process that commits turns and says of each that it has."""
 
-    def __init__(self, work: Callable[..., None], folder: Path, *arguments: int) -> None:
+    def __init__(self, work: Callable[..., None], place: Path | str, *arguments: int) -> None:
         start_server()
         context = multiprocessing.get_context("forkserver")
         self._said, says = context.Pipe(duplex=False)
-        self._process = context.Process(target=_run, args=(work, folder, says, *arguments))
+        self._process = context.Process(target=_run, args=(work, place, says, *arguments))
         self._process.start()
         says.close()
 
@@ -56,8 +57,8 @@ class Writer:
         return said
 
 
-def _run(work: Callable[..., None], folder: Path, says: Connection, *arguments: int) -> None:
-    work(folder, says.send, *arguments)
+def _run(work: Callable[..., None], place: Path | str, says: Connection, *arguments: int) -> None:
+    work(place, says.send, *arguments)
 
 
 def heard(said: Connection) -> list[int]:
@@ -71,17 +72,18 @@ def heard(said: Connection) -> list[int]:
 
 def begin(folder: Path, tell: Tell, _: int) -> None:
     """Commit a first turn, unless another process is first."""
-    store = SessionStore(folder, identify(small_model()))
+    identity = identify(small_model())
+    store = SessionStore(folder, identity)
     with suppress(SessionExists):
-        store.commit("text", "", made_turn(identify(small_model()), 0), None)
+        store.commit("text", "", made_turn(identity, 0), None)
         tell(0)
     store.close()
 
 
-def compete(folder: Path, tell: Tell, writer: int, turns: int) -> None:
+def compete(place: Path | str, tell: Tell, writer: int, turns: int) -> None:
     """Commit turns in competition with others: on a conflict, read again and try again."""
     identity = identify(small_model())
-    store = SessionStore(folder, identity)
+    store = SessionStore(place, identity)
     done = 0
     while done < turns:
         stored = store.get("text", "")
@@ -95,12 +97,12 @@ def compete(folder: Path, tell: Tell, writer: int, turns: int) -> None:
     store.close()
 
 
-def be_killed_at_lines(folder: Path, tell: Tell, apart: int) -> None:
+def be_killed_at_lines(place: Path | str, tell: Tell, apart: int) -> None:
     """Kill a writer at the first line of a commit that runs, then at the one `apart` later, ..."""
     identity, last, line, kills = identify(small_model()), -1, 1, 0
     while True:
-        said, killed = _fork(partial(_commit_until, folder, identity, last + 1, line))
-        found = committed(folder, identity)
+        said, killed = _fork(partial(_commit_until, place, identity, last + 1, line))
+        found = committed(place, identity, newest=2)
         assert found in ({last + 1} if said else {last, last + 1}), line
         last = found
         if not killed:
@@ -117,22 +119,22 @@ def be_killed_at_moments(folder: Path, tell: Tell, kills: int) -> None:
             partial(_commit_on, folder, identity, last + 1), after=draw.uniform(0.01, 0.2)
         )
         assert killed
-        found = committed(folder, identity)
+        found = committed(folder, identity, newest=2)
         first = said[-1] if said else last
         assert found in (first, first + 1)
         last = found
     tell(last)
 
 
-def committed(folder: Path, identity: Identity) -> int:
-    """The last turn's number, after all there are have been compared to the bit; -1 for none."""
-    store = SessionStore(folder, identity)
+def committed(place: Path | str, identity: Identity, newest: int = 8) -> int:
+    """The last turn's number, after the newest have been compared to the bit; -1 for none."""
+    store = SessionStore(place, identity, Limits(memory_bytes=0))
     try:
         turns = store.turns("text", "")
     except SessionMissing:
         return -1
     else:
-        for turn in turns:
+        for turn in turns[-newest:]:
             if turn.kept:
                 stored = store.get("text", "", turn.version)
                 assert equal_states(stored.state, made_state(identity, stored.meta["number"]))
@@ -175,9 +177,11 @@ def _commit_on(folder: Path, identity: Identity, number: int, tell: Tell) -> Non
         number += 1
 
 
-def _commit_until(folder: Path, identity: Identity, number: int, line: int, tell: Tell) -> None:
+def _commit_until(
+    place: Path | str, identity: Identity, number: int, line: int, tell: Tell
+) -> None:
     """Commit one turn, and die at this line of those that run in our own code."""
-    store = SessionStore(folder, identity)
+    store = SessionStore(place, identity, Limits(memory_bytes=0))
     version = None if number == 0 else store.get("text", "").version
     turn, left = made_turn(identity, number), line
 

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from redis_server import RedisServer
 from retnet.serve.sessions import Identity, SessionStore
-from session_support import made_turn
+from session_support import Place, made_turn
 from session_writers import (
     Writer,
     be_killed_at_lines,
@@ -14,9 +15,9 @@ from session_writers import (
     compete,
 )
 
-KILLS = 15
-LINES_APART = 6
-TURNS = 8
+KILLS = 8
+LINES_APART = 7
+TURNS = 6
 
 
 def test_whatever_line_a_writer_is_killed_at_every_committed_turn_is_there(
@@ -42,10 +43,19 @@ def test_whenever_a_writer_is_killed_every_committed_turn_is_there(
     assert committed(tmp_path, identity) == last > 0
 
 
-def test_two_writers_in_two_processes_lose_nothing(tmp_path: Path, identity: Identity) -> None:
-    store = SessionStore(tmp_path, identity)
+def test_whatever_line_a_writer_to_redis_is_killed_at_every_committed_turn_is_there(
+    redis_server: RedisServer, identity: Identity
+) -> None:
+    (kills,) = Writer(be_killed_at_lines, redis_server.address, 10 * LINES_APART).end()
+    assert kills > 3
+    assert committed(redis_server.address, identity) >= 1
+    assert len(redis_server.states()) <= 8  # and not one more
+
+
+def test_two_writers_in_two_processes_lose_nothing(place: Place, identity: Identity) -> None:
+    store = SessionStore(place.address, identity)
     first = store.commit("text", "", made_turn(identity, 0), None)
-    writers = [Writer(compete, tmp_path, w, TURNS) for w in (1, 2)]
+    writers = [Writer(compete, place.address, w, TURNS) for w in (1, 2)]
     said = [writer.end() for writer in writers]
     turns = store.turns("text", "")
     versions = [turn.version for turn in turns]
@@ -61,8 +71,8 @@ def test_two_writers_in_two_processes_lose_nothing(tmp_path: Path, identity: Ide
 def test_processes_may_open_a_new_folder_at_the_same_time(
     tmp_path: Path, identity: Identity
 ) -> None:
-    writers = [Writer(begin, tmp_path / f"{n // 4}", 0) for n in range(8)]
+    writers = [Writer(begin, tmp_path / f"{n // 3}", 0) for n in range(6)]
     said = [writer.end() for writer in writers]
     for folder in range(2):
-        assert sorted(said[4 * folder : 4 * folder + 4]) == [[], [], [], [0]]
+        assert sorted(said[3 * folder : 3 * folder + 3]) == [[], [], [0]]
         assert committed(tmp_path / f"{folder}", identity) == 0
