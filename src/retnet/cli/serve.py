@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import UseAppendAction, arg
 
 from retnet.cli.options import Adapter, Checkpoint, WeightsChoice, parse
+from retnet.cli.threads import short_spins
 
 if TYPE_CHECKING:
     from retnet.serve.http import Keys
@@ -69,6 +70,7 @@ class Options:
 def main(words: Sequence[str]) -> None:
     """Run `retnet serve`."""
     options = parse(Options, "serve", words, __doc__ or "")
+    short_spins()
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401

@@ -99,6 +99,11 @@ class CompiledSteps:
         with self._lock:
             return self._step(tokens, state)
 
+    def rest(self) -> None:
+        """Leave the cores to others until the next step; its helpers would look for it."""
+        for machine in list(self._machines.values()):
+            machine.rest()
+
     def _step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         B = len(tokens)
         if len(state.position) != B:

@@ -1,6 +1,7 @@
 """The one decoder: embedding, residual branches, norm, head."""
 
 import math
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -121,20 +122,29 @@ class Decoder(nn.Module):
         sequence: SequenceRanks | None = None,
     ) -> tuple[Float[Tensor, "B T D"], DecoderState]:
         """`forward` without the head, for callers that need logits at few places."""
-        _check_tokens(tokens, state)
-        B, T = tokens.shape
-        if B == 0:  # masks of no rows say nothing
-            valid = starts = None
-        layout = Layout.of(
-            B,
-            T,
-            position=None if state is None else state.position,
-            valid=valid,
-            starts=starts,
-            device=tokens.device,
-            sequence=sequence,
-        )
+        layout = _layout_of(tokens, state, valid, starts, sequence)
         return run_body(self, self.config, self.embed_tokens(tokens), state, layout, form)
+
+    def hidden_by_layers(
+        self,
+        tokens: Int[Tensor, "B T"],
+        state: DecoderState | None = None,
+        *,
+        valid: Bool[Tensor, "B T"] | None = None,
+    ) -> Generator[None, None, tuple[Float[Tensor, "B T D"], DecoderState]]:
+        """`hidden`, stopping after each layer: for callers with something urgent in between.
+
+        What the generator returns is what `hidden` does. The model is in evaluation mode.
+        """
+        assert not self.training
+        layout = _layout_of(tokens, state, valid)
+        x = _entering(self, self.config, self.embed_tokens(tokens))
+        after = []
+        for index, layer in enumerate(self.layers):
+            x, new = layer(x, None if state is None else state.layers[index], layout, "auto")
+            after.append(new)
+            yield
+        return self.norm(x), DecoderState(layout.next_position, tuple(after))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """Logits of hidden vectors."""
@@ -174,9 +184,7 @@ def run_body(
         layout: where each token stands.
         form: how the mixers compute.
     """
-    if config.embed_scale:
-        x = x * math.sqrt(config.d_model)
-    x = body.embed_norm(x)
+    x = _entering(body, config, x)
     if body.training:
         x = F.dropout(x, config.dropout, body.training)
     recompute = body.gradient_checkpointing and body.training and torch.is_grad_enabled()
@@ -189,6 +197,11 @@ def run_body(
             x, new = layer(x, before, layout, form)
         after.append(new)
     return body.norm(x), DecoderState(layout.next_position, tuple(after))
+
+
+def _entering(body: Any, config: DecoderConfig, x: Tensor) -> Tensor:
+    """What the first layer reads of embeddings."""
+    return body.embed_norm(x * math.sqrt(config.d_model) if config.embed_scale else x)
 
 
 class Layer(nn.Module):
@@ -303,6 +316,28 @@ def _check_spans_ranks(branch: nn.Module) -> None:
             f"{type(branch).__name__} has a state and does not pass it between ranks, so its rows "
             "must not be spread over several (sequence); run them whole (train.sequence_ranks = 1)"
         )
+
+
+def _layout_of(
+    tokens: Tensor,
+    state: DecoderState | None,
+    valid: Tensor | None = None,
+    starts: Tensor | None = None,
+    sequence: SequenceRanks | None = None,
+) -> Layout:
+    _check_tokens(tokens, state)
+    B, T = tokens.shape
+    if B == 0:  # masks of no rows say nothing
+        valid = starts = None
+    return Layout.of(
+        B,
+        T,
+        position=None if state is None else state.position,
+        valid=valid,
+        starts=starts,
+        device=tokens.device,
+        sequence=sequence,
+    )
 
 
 def _check_tokens(tokens: Tensor, state: DecoderState | None) -> None:

@@ -86,7 +86,7 @@ from retnet.ops.program.table import (
 LINE = 8
 """Numbers of a cache line: two counters on one would slow each other down."""
 
-STEP, B, PLACE, TOKENS, SPINS = range(5)
+STEP, B, PLACE, TOKENS, SPINS, REST = range(6)
 """Places of a job: the number of the step, rows, tokens in the buffers, the address of the new
 ones' ids, and how many helpers are looking here."""
 
@@ -466,6 +466,7 @@ def take_part(table, numbers, counters, job, scratch, seen, patience):
         The last step that this thread took part in.
     """
     newest, helpers = job.ctypes.data + 8 * STEP, job.ctypes.data + 8 * SPINS
+    rest = job.ctypes.data + 8 * REST
     leads, idle = patience == 0, 0
     if leads:
         store_release(newest, seen + 1)
@@ -474,7 +475,7 @@ def take_part(table, numbers, counters, job, scratch, seen, patience):
     while leads or idle < patience:
         step = load_acquire(newest)
         if step == seen:
-            idle += 1
+            idle = patience if load_acquire(rest) else idle + 1
             continue
         run_step(table, numbers, counters, job, step, scratch)
         seen, idle = step, 0

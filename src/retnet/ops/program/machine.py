@@ -11,8 +11,9 @@ from retnet.ops.program import kernels, table
 from retnet.ops.program.crew import crew
 from retnet.ops.program.program import Leaf, Program
 
-PATIENCE = 1_000_000
-"""Times that a helper looks for the next step before it sleeps: about a millisecond."""
+PATIENCE = 2_500_000
+"""Times that a helper looks for the next step before it sleeps: two to three milliseconds, for a
+server chooses tokens for many texts between two steps."""
 
 ENOUGH = 16
 """Items of an instruction that no more parts are needed for: each part rotates q and k anew."""
@@ -119,12 +120,17 @@ class Machine:
         with self._lock:
             job = self._job
             job[kernels.PLACE], job[kernels.TOKENS] = place, tokens.data_ptr()
+            job[kernels.REST] = 0
             self._output[0] = out.data_ptr()
             if job[kernels.SPINS] < self.helpers:
                 for helper in range(self.helpers):
                     crew.call(self, helper)
             self._take_part(self._scratch[0], int(job[kernels.STEP]), 0)
         return out
+
+    def rest(self) -> None:
+        """Let helpers sleep until the next step: someone else needs the cores."""
+        self._job[kernels.REST] = 1
 
     def help(self, helper: int) -> None:
         """Take part in steps until none has begun for a moment; for the crew."""

@@ -13,8 +13,8 @@ class EngineConfig:
         max_running: texts at most that are read or written at once; the others wait.
         queue_size: requests that may wait.
         prefill_budget: tokens of prompts read in one step while texts are written: what these
-            wait for between two tokens. None: as many as take a little less time than writing
-            does, learnt as it goes, so that the gap between tokens does not double.
+            wait for between two tokens. None: as many as may be, learnt as it goes, in passes that
+            stop after some layers of the model, so that the gap between tokens does not double.
         idle_prefill_budget: tokens read in one step while no text is written; never more.
         prefix_cache_bytes: of states kept for prompts that begin alike; 0 keeps none.
         max_context: tokens of a text at most, prompt and completion and what its state has read.
@@ -57,7 +57,7 @@ class EngineStats:
     Attributes:
         running: texts being written.
         waiting: requests in the queue.
-        prefill_budget: tokens of prompts that a step reads now while texts are written.
+        prefill_budget: tokens of prompts that a pass reads now while texts are written.
         rows: texts that hold a place, being read or written; `max_running` at most.
         tokens_read: of prompts, not counting those that the prefix cache saved.
         tokens_cached: those.

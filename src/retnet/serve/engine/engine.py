@@ -1,6 +1,5 @@
 """The engine: many requests at once, at a memory that never grows."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import count
 from threading import Lock
@@ -9,15 +8,16 @@ from time import monotonic, perf_counter
 import torch
 from torch import Tensor
 
-from retnet.model import Decoder, DecoderState, concat_rows, pack, select_rows
+from retnet.model import Decoder, DecoderState, pack
 from retnet.model.state import state_tensors, with_tensors
 from retnet.ops.program.crew import undisturbed
 from retnet.serve.engine.config import EngineConfig, EngineStats
 from retnet.serve.engine.grammar import Grammars, ServedTokenizer
 from retnet.serve.engine.limits import Limits, max_context
 from retnet.serve.engine.pace import Pace
-from retnet.serve.engine.pool import Pool, RowSize, trimmed
+from retnet.serve.engine.pool import Pool, RowSize
 from retnet.serve.engine.prefix import PrefixCache, borders
+from retnet.serve.engine.reading import Job, Reader, Through
 from retnet.serve.engine.request import (
     ErrorEvent,
     Event,
@@ -29,21 +29,8 @@ from retnet.serve.engine.request import (
     TokenLogprob,
     Usage,
 )
-from retnet.serve.engine.scheduler import Chunk, Scheduler
+from retnet.serve.engine.scheduler import Scheduler
 from retnet.serve.engine.text import Text, logprob_of
-
-
-class _Job:
-    """A request on its way."""
-
-    def __init__(self, handle: Handle, request: Request, texts: list[Text]) -> None:
-        self.handle = handle
-        self.request = request
-        self.texts = texts  # those that have not ended
-        self.borders: set[int] = set()
-        self.state: DecoderState | None = None  # while it is read
-        self.cached = 0
-        self.prompt_logprobs: list[TokenLogprob | None] = [None]
 
 
 class Engine:
@@ -108,7 +95,9 @@ class Engine:
         self._scheduler = Scheduler(self.config.max_running, self.config.queue_size)
         most = self.config.idle_prefill_budget
         self._pace = Pace(self.config.max_running, most, self.config.prefill_budget)
-        self._jobs: dict[Handle, _Job] = {}
+        self._reader = Reader(self.model, self._size.growing, self._prefixes, self.stats)
+        self._has_read = False  # in the last step
+        self._jobs: dict[Handle, Job] = {}
         self._cancelled: set[Handle] = set()
         self._handles = count()
         self._lock = Lock()
@@ -155,7 +144,7 @@ class Engine:
             )
             for i in range(request.num_samples)
         ]
-        job = _Job(handle, request, texts)
+        job = Job(handle, request, texts)
         at = borders(len(request.prompt), request.marks) if self._caches(request) else []
         job.borders = set(at)
         with self._lock:
@@ -179,8 +168,8 @@ class Engine:
             What there is to tell, in order; nothing when the engine is idle.
         """
         begin = perf_counter()
-        chunks = self._schedule()
-        if not chunks and not self._pool.owners:
+        self._schedule()
+        if not self._reader.reads and not self._pool.owners:
             if self.stats.running:  # the last ones were cancelled
                 self._count(perf_counter() - begin)
             return []
@@ -196,11 +185,9 @@ class Engine:
                     events.append(self._finish(text, self._pool.state_of(text)))
             texts += [owners[i] for i in going]
             logits.append(predicted if len(going) == len(owners) else predicted[going])
-        wrote = perf_counter()
-        through = self._read(chunks)
-        if self._pool.owners and chunks:
-            tokens = sum(chunk.stop - chunk.start for chunk in chunks)
-            self._pace.learn(tokens, perf_counter() - wrote, wrote - begin)
+        before, rows, reads = perf_counter(), len(self._pool.owners), self._reader.reads
+        through = self._read()
+        reading = perf_counter() - before
         for job, predicted in through:
             assert job.state is not None
             if job.request.echo and job.request.logprobs is not None:
@@ -220,25 +207,35 @@ class Engine:
                 together = logits[0] if len(logits) == 1 else torch.cat(logits)
                 events += self._write(texts, together, entering)
         self._pool.enter(list(entering), list(entering.values()))
-        self._count(perf_counter() - begin)
+        took = perf_counter() - begin
+        if rows:
+            self._pace.wrote(rows, took - reading, quiet=not (reads or self._has_read))
+        self._has_read = reads
+        self._count(took)
         return events
 
-    def _schedule(self) -> list[Chunk]:
+    def _schedule(self) -> None:
         with self._lock:
             for handle in self._cancelled:
                 if (job := self._jobs.pop(handle, None)) is not None:
+                    job.cancelled = True
                     for text in job.texts:
                         self._pool.leave(text)
                     self._scheduler.remove(handle)
                     self.stats.requests_cancelled += 1
+            if self._cancelled:
+                self._reader.drop()
             self._cancelled.clear()
             for key in self._scheduler.admit():
                 self._begin(self._jobs[Handle(key)])
-            writing = bool(self._pool.owners)
-            budget = self._pace.budget if writing else self.config.idle_prefill_budget
-            return self._scheduler.plan(budget)
+            if not self._reader.reads:
+                writing = bool(self._pool.owners)
+                budget = self._pace.budget if writing else self.config.idle_prefill_budget
+                chunks = self._scheduler.plan(budget)
+                if chunks:
+                    self._reader.begin([(chunk, self._jobs[Handle(chunk.key)]) for chunk in chunks])
 
-    def _begin(self, job: _Job) -> None:
+    def _begin(self, job: Job) -> None:
         """Find where a request's reading starts."""
         request = job.request
         if request.state is not None:
@@ -260,49 +257,22 @@ class Engine:
         told = request.echo and request.logprobs is not None
         return bool(self.config.prefix_cache_bytes) and request.state is None and not told
 
-    def _read(self, chunks: Sequence[Chunk]) -> list[tuple[_Job, Tensor]]:
-        """Read pieces of prompts; return the requests that are through, and what follows."""
-        through = []
-        for group in _alike(chunks):
-            jobs = [self._jobs[Handle(chunk.key)] for chunk in group]
-            h, state = self._read_together(group, jobs)
-            for row, (chunk, job) in enumerate(zip(group, jobs, strict=True)):
-                own = select_rows(state, [row]) if len(group) > 1 else state
-                job.state = trimmed(own, self._size.growing)
-                if chunk.stop in job.borders:
-                    self._prefixes.keep(job.request.prompt[: chunk.stop], job.state)
-                own_h = h[row, : chunk.stop - chunk.start]
-                if job.request.echo and job.request.logprobs is not None:
-                    self._tell_prompt(job, chunk, own_h)
-                if chunk.stop == len(job.request.prompt):
-                    through.append((job, self.model.head(own_h[-1:])[0]))
-                self.stats.tokens_read += chunk.stop - chunk.start
-        self.stats.prefix_bytes = self._prefixes.num_bytes
-        return through
-
-    def _read_together(
-        self, group: Sequence[Chunk], jobs: Sequence[_Job]
-    ) -> tuple[Tensor, DecoderState]:
-        device = self.model.embed_tokens.weight.device
-        longest = max(chunk.stop - chunk.start for chunk in group)
-        tokens = torch.zeros(len(group), longest, dtype=torch.int64)
-        valid = torch.zeros(len(group), longest, dtype=torch.bool)
-        for row, (chunk, job) in enumerate(zip(group, jobs, strict=True)):
-            size = chunk.stop - chunk.start
-            tokens[row, :size] = torch.tensor(job.request.prompt[chunk.start : chunk.stop])
-            valid[row, :size] = True
-        states = [job.state for job in jobs if job.state is not None]
-        state = states[0] if len(group) == 1 else concat_rows(states)
-        mask = None if bool(valid.all()) else valid.to(device)
-        return self.model.hidden(tokens.to(device), state, valid=mask)
-
-    def _tell_prompt(self, job: _Job, chunk: Chunk, h: Tensor) -> None:
-        prompt, num_top = job.request.prompt, job.request.logprobs
-        assert num_top is not None
-        targets = prompt[chunk.start + 1 : chunk.stop + 1]
-        log_probs = self.model.head(h[: len(targets)]).float().log_softmax(-1)
-        pairs = zip(targets, log_probs, strict=True)
-        job.prompt_logprobs += [logprob_of(token, row, num_top) for token, row in pairs]
+    def _read(self) -> list[Through]:
+        """Read on in the pass; return the requests that are through, once it has ended."""
+        reader, writing = self._reader, bool(self._pool.owners)
+        if not reader.reads:
+            return []
+        if self.model.compiled_steps is not None:
+            self.model.compiled_steps.rest()
+        spent = last = reader.go_on()
+        while reader.reads and not (writing and not self._pace.allows(spent + last)):
+            last = reader.go_on()
+            spent += last
+        if reader.reads:
+            return []
+        if writing:
+            self._pace.read(reader.tokens, reader.parts)
+        return [through for through in reader.through() if not through.job.cancelled]
 
     def _write(
         self, texts: list[Text], logits: Tensor, entering: dict[Text, DecoderState]
@@ -407,18 +377,6 @@ class Engine:
         with self._lock:
             stats.waiting = self._scheduler.num_waiting
             stats.rows = self._scheduler.num_rows
-
-
-def _alike(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-    """Groups to read in one call each: no chunk is less than half as long as the longest."""
-    groups: list[list[Chunk]] = []
-    for chunk in sorted(chunks, key=lambda chunk: chunk.start - chunk.stop):
-        size = chunk.stop - chunk.start
-        if groups and 2 * size >= groups[-1][0].stop - groups[-1][0].start:
-            groups[-1].append(chunk)
-        else:
-            groups.append([chunk])
-    return groups
 
 
 def _told(text: Text, token: int, logits: Tensor) -> TokenLogprob | None:

@@ -35,7 +35,7 @@ class Pool:
         self._growing = growing
         self._owners: list[Any] = []
         self._state: DecoderState | None = None
-        self._left: int | None = None  # steps that the opened state has room for; None: plain
+        self._left: float | None = None  # steps that the opened state has room for; None: plain
         self._idle = 0  # steps since rows became nobody's
 
     @property
@@ -54,11 +54,13 @@ class Pool:
             The owners, and the logits of what follows in the same order.
         """
         assert self._state is not None
-        assert tokens.keys() == set(self.owners)
+        assert len(tokens) == len(self.owners)
         self._tidy()
         if not self._left:
             self._state = open_state(self._model, self._closed(), ROOM)
-            self._left = ROOM
+            compiled = self._model.compiled_steps
+            endless = compiled is not None and compiled.steps(self._state)
+            self._left = math.inf if endless else ROOM
         device = self._state.position.device
         read = [0 if owner is None else tokens[owner] for owner in self._owners]
         tokens_read = torch.tensor(read, device=device)[:, None]

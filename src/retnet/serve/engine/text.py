@@ -23,6 +23,7 @@ class Text:
         reply: its tokens, as far as they are text.
         unread: the last token that was chosen and that the model has not read yet.
         finish_reason: None while it goes on.
+        changes_scores: whether `prepare` does anything.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Text:
         self.finish_reason: FinishReason | None = self.reply.finish_reason
         self._matching = matching
         self._generator = row_generator(request.sampling.seed, sample)
+        penalizes = request.sampling.penalizes
+        self.changes_scores = bool(request.logit_bias or matching is not None or penalizes)
         self._counts: Tensor | None = None  # of each token in this text, where they matter
 
     def take(self, token: int) -> str:
@@ -76,12 +79,6 @@ class Text:
             scores[: len(allowed)].masked_fill_(~allowed, -math.inf)
         if self.request.sampling.penalizes and self._counts is None:
             self._counts = torch.zeros(len(scores), dtype=torch.int32, device=scores.device)
-
-    @property
-    def changes_scores(self) -> bool:
-        """Whether `prepare` does anything."""
-        request = self.request
-        return bool(request.logit_bias or self._matching is not None or request.sampling.penalizes)
 
     @staticmethod
     def choose(texts: Sequence["Text"], scores: Float[Tensor, "B V"]) -> list[int]:
