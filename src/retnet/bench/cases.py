@@ -281,6 +281,62 @@ class SessionsCase:
     size: ModelSize
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadCase:
+    """Clients at a server, each with one request at a time.
+
+    Attributes:
+        clients: at once.
+        requests: of a turn.
+        preset: the decoder's name; its tokens are bytes.
+        running: texts that the server writes at once.
+        turns: of the server and of the engine alone.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    clients: int
+    requests: int
+    preset: str = "small-16m"
+    running: int = 16
+    turns: int = 2
+    suite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakCase:
+    """A server in use, killed half way and started again.
+
+    Attributes:
+        minutes: of use, without starts and checks.
+        preset: the decoder's name; its tokens are bytes.
+        clients: at once, each with one request at a time: more than can run and wait together.
+        running: texts that the server writes at once.
+        queue: requests that may wait.
+        talkers: share of the clients that hold conversations.
+        turns: of a conversation.
+        kept: conversations; of more, the oldest are deleted.
+        leaving: share of the requests whose clients leave.
+        replays: conversations that are had again, never interrupted.
+        warm: share of each process' time that its memory's slope leaves out: caches fill.
+    """
+
+    minutes: float
+    preset: str = "small-1m"
+    clients: int = 20
+    running: int = 8
+    queue: int = 6
+    talkers: float = 0.6
+    turns: int = 8
+    kept: int = 60
+    leaving: float = 0.1
+    replays: int = 20
+    warm: float = 0.3
+
+    def of_minutes(self, minutes: float) -> "SoakCase":
+        """The same for another time."""
+        return replace(self, minutes=minutes)
+
+
 OPS = {
     "2k-float32": OpCase(T=2048, dtype="float32", others=("parallel", "recurrent")),
     "2k-bfloat16": OpCase(T=2048, dtype="bfloat16", others=("parallel", "recurrent"), suite=False),
@@ -432,3 +488,12 @@ QUICK_DOCUMENT = DocumentCase(
 )
 SESSIONS = SessionsCase(num=10_000, samples=200, size=TINY)
 QUICK_SESSIONS = SessionsCase(num=20, samples=5, size=replace(TINY, vocab_size=257))
+SOAK = SoakCase(minutes=10.0)
+QUICK_SOAK = SoakCase(minutes=0.05, clients=8, running=2, queue=2, kept=20, replays=2, turns=3)
+LOADS = {
+    f"{clients} clients": LoadCase(clients=clients, requests=requests)
+    for clients, requests in ((1, 12), (4, 24), (16, 64), (32, 64))
+}
+QUICK_LOADS = {
+    "2 clients": LoadCase(clients=2, requests=4, preset="small-1m", running=2, turns=1, suite=True)
+}

@@ -24,6 +24,8 @@ from retnet.bench.record import Record
 from retnet.bench.rwkv import bench_rwkv
 from retnet.bench.scan import bench_scan
 from retnet.bench.serve import bench_serve
+from retnet.bench.serving.load import bench_load
+from retnet.bench.serving.soak import bench_soak
 from retnet.bench.session import Session, Tell
 from retnet.bench.sessions import bench_sessions
 from retnet.bench.table import Table
@@ -44,6 +46,8 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
     "document": bench_document,
     "kills": bench_kills,
     "serve": bench_serve,
+    "load": bench_load,
+    "soak": bench_soak,
     "sessions": bench_sessions,
     **GPU_BENCHES,
 }
@@ -61,6 +65,8 @@ BENCHES = (
         "document",
         "kills",
         "serve",
+        "load",
+        "soak",
         "sessions",
     ),
     *GPU_BENCHES,
@@ -97,6 +103,7 @@ def run_bench(
     out: Path,
     quick: bool = False,
     checkpoint: Path | None = None,
+    minutes: float | None = None,
     progress: Tell | None = None,
 ) -> BenchResult:
     """Run a bench.
@@ -106,10 +113,11 @@ def run_bench(
         out: folder to whose `<bench>.jsonl` files results are appended as they come.
         quick: toy sizes and short times, to see that everything works; docs do not show them.
         checkpoint: for `forms` and `decode`, a model to measure in place of a fresh one.
+        minutes: for `soak`, how long; None for ten.
         progress: called with what is measured next, the number of things done, and of all.
 
     Raises:
-        ValueError: there is no such bench, or it takes no checkpoint.
+        ValueError: there is no such bench, or it takes no checkpoint or no minutes.
     """
     if name not in BENCHES:
         raise ValueError(f'no bench "{name}"; choose one of {", ".join(BENCHES)}')
@@ -118,7 +126,9 @@ def run_bench(
             f"bench {name} measures fixed cases and takes no checkpoint ({checkpoint}); "
             f"{' and '.join(OF_A_CHECKPOINT)} do"
         )
-    session = Session(out, quick=quick, suite=name == SUITE, progress=progress)
+    if minutes is not None and (name != "soak" or minutes <= 0):
+        raise ValueError(f"minutes ({minutes:g}) must be positive, and are of the bench soak alone")
+    session = Session(out, quick=quick, suite=name == SUITE, minutes=minutes, progress=progress)
     parts = IN_SUITE if name == SUITE else (name,)
     for part in parts:
         try:
@@ -141,6 +151,7 @@ def show_bench(
     out: Path,
     quick: bool = False,
     checkpoint: Path | None = None,
+    minutes: float | None = None,
     console: Console | None = None,
 ) -> BenchResult:
     """Run a bench with a progress bar, and print its tables and what was left out.
@@ -150,6 +161,7 @@ def show_bench(
         out: likewise.
         quick: likewise.
         checkpoint: likewise.
+        minutes: likewise.
         console: where to show it; None is standard output.
     """
     console = Console() if console is None else console
@@ -174,7 +186,9 @@ def show_bench(
             if not console.is_terminal:
                 console.print(f"{done}/{total} {what}", markup=False, highlight=False)
 
-        result = run_bench(name, out=out, quick=quick, checkpoint=checkpoint, progress=tell)
+        result = run_bench(
+            name, out=out, quick=quick, checkpoint=checkpoint, minutes=minutes, progress=tell
+        )
     for table in result.tables:
         if table.rows:
             console.print(table.rich())

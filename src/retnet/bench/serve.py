@@ -1,6 +1,8 @@
 """The engine of a server: what it adds to decoding, what company is worth, whom a prompt delays.
 
-The model is fresh, its tokens are numbers, and nothing ends a text before its time.
+What company can be worth at most is seen where nothing is served: the same prompts read and
+continued as one batch, and each alone. The model is fresh, its tokens are numbers, and nothing
+ends a text before its time.
 """
 
 from collections.abc import Sequence
@@ -14,15 +16,16 @@ from retnet.bench.gates import gate_decoding
 from retnet.bench.ours import GREEDY, fresh
 from retnet.bench.record import Gate
 from retnet.bench.session import Session
-from retnet.bench.timing import Spread, in_turns, milliseconds, rates, ratios
+from retnet.bench.timing import Spread, in_turns, milliseconds, percentile, rates, ratios
 from retnet.model import Decoder, pack, preset
 from retnet.model.decoding import Decoding, prefill
+from retnet.ops.packed_linear import Weights
 from retnet.serve.engine import Engine, EngineConfig, FinishEvent, Request, TokenEvent
 
 BENCH = "serve/engine"
 PROMPT = 64
 FOREVER = 1 << 40
-TURNS, CALLS, TURN_SECONDS = 5, 32, 0.8
+TURNS, CALLS, TURN_SECONDS = 24, 12, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +36,9 @@ class ServeCase:
         preset: the decoder's name; it has 4,096 tokens.
         rows: texts at once.
         written: tokens of each text where requests come and go.
-        requests: that are answered in company, twice; four are alone.
+        requests: that are answered in company; two are alone.
         long_prompt: tokens of the prompt that is read while texts are written.
+        long_weights: of the model then.
         quiet_steps: steps timed before it comes.
         suite: whether the suite of all benches measures it too.
     """
@@ -42,9 +46,10 @@ class ServeCase:
     preset: str = "small-16m"
     rows: int = 16
     written: int = 64
-    requests: int = 32
-    long_prompt: int = 1500
-    quiet_steps: int = 32
+    requests: int = 16
+    long_prompt: int = 100_000
+    long_weights: Weights = "bfloat16"
+    quiet_steps: int = 150
     suite: bool = False
 
 
@@ -82,24 +87,20 @@ def bench_serve(session: Session) -> None:
         model = fresh(preset(case.preset, vocab_size=4096)).eval()
         gate = gate_decoding(model, "float32")
         gate.require()
-        packed = pack(model, "float32")
-        fields = {
-            "model": case.preset,
-            "parameters": model.num_parameters(),
-            "dtype": "float32",
-            "B": case.rows,
-        }
-        for what, measure in (
-            ("the engine beside plain decoding", _beside_decoding),
-            ("requests alone and in company", _company),
-            ("a long prompt beside texts", _long_prompt),
+        fields = {"model": case.preset, "parameters": model.num_parameters(), "B": case.rows}
+        weights: Weights
+        for what, measure, weights in (
+            ("the engine beside plain decoding", _beside_decoding, "float32"),
+            ("requests alone and in company", _company, "float32"),
+            ("a long prompt beside texts", _long_prompt, case.long_weights),
         ):
             session.begin(f"serve {case.preset}: {what}")
-            extra, metrics, verdict = measure(packed, case)
-            session.recorder.add(BENCH, fields | extra, metrics, verdict)
+            extra, metrics, verdict = measure(pack(model, weights), case)
+            session.recorder.add(BENCH, fields | {"dtype": weights} | extra, metrics, verdict)
     session.end()
 
 
+COMPANY_TURNS = 3
 Result = tuple[dict[str, str | int], dict[str, Spread], Gate]
 
 
@@ -161,19 +162,41 @@ def _same(model: Decoder, case: ServeCase, prompts: Sequence[tuple[int, ...]]) -
 def _company(model: Decoder, case: ServeCase) -> Result:
     """Requests per second: as many at once as there are rows, and one after another."""
     prompts = _prompts(model, case.requests)
-    _answer(model, case, prompts[: case.rows], case.rows)  # first calls allocate
-    company, alone, turns = [], [], 2
-    for turn in range(turns):
-        mine = prompts[2 * turn : 2 * turn + 2]
-        alone.append(_answer(model, case, mine, 1))
-        company.append(_answer(model, case, prompts, case.rows))
-    metrics = {
-        "requests_per_s": Spread.of(company),
-        "requests_per_s_alone": Spread.of(alone),
-        "company_over_alone": Spread.of([a / b for a, b in zip(company, alone, strict=True)]),
+    few, all_at_once = 2, case.rows
+    ways = {
+        "requests_per_s": lambda: _answer(model, case, prompts, all_at_once),
+        "requests_per_s_alone": lambda: _answer(model, case, prompts[:few], 1),
+        "plain_per_s": lambda: _plainly(model, case, prompts, all_at_once),
+        "plain_per_s_alone": lambda: _plainly(model, case, prompts[:few], 1),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # the first time memory is found
+    for _ in range(COMPANY_TURNS):
+        for name, way in ways.items():
+            found[name].append(way())
+    together, alone, plain, plain_alone = found.values()
+    metrics = {name: Spread.of(each) for name, each in found.items()} | {
+        "company_over_alone": ratios(together, alone),
+        "roof_of_company_over_alone": ratios(plain, plain_alone),
+        "share_of_plain": ratios(together, plain),
+        "share_of_plain_alone": ratios(alone, plain_alone),
     }
     extra = {"load": "requests", "prompt": PROMPT, "written": case.written}
     return extra, metrics, Gate(True, "all answered")
+
+
+def _plainly(
+    model: Decoder, case: ServeCase, prompts: Sequence[tuple[int, ...]], at_once: int
+) -> float:
+    """Answer requests without an engine, so many in a batch; return how many in a second."""
+    begin = perf_counter()
+    for start in range(0, len(prompts), at_once):
+        batch = torch.tensor(prompts[start : start + at_once])
+        decoding = Decoding(model, *prefill(model, batch), GREEDY)
+        for _ in range(case.written):
+            next(decoding)
+    return len(prompts) / (perf_counter() - begin)
 
 
 def _answer(
@@ -206,8 +229,11 @@ def _long_prompt(model: Decoder, case: ServeCase) -> Result:
     alone = Spread.of(quiet).median
     metrics = {
         "gap_quiet_ms": milliseconds(quiet),
+        "gap_quiet_p99_ms": milliseconds([percentile(quiet, 99)]),
         "gap_reading_ms": milliseconds(reading),
+        "gap_reading_p99_ms": milliseconds([percentile(reading, 99)]),
         "gap_over_quiet": Spread.of([seconds / alone for seconds in reading]),
+        "gap_p99_over_quiet_p99": Spread.of([percentile(reading, 99) / percentile(quiet, 99)]),
         "longest_gap_ms": milliseconds([max(reading)]),
         "prompt_tokens_per_s": rates(float(case.long_prompt), [sum(reading)]),
     }

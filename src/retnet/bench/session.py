@@ -33,6 +33,7 @@ class Session:
         quick: toy sizes, to see that everything works.
         suite: one of all benches in a row, which leave out their longest cases.
         effort: how long to time each case.
+        minutes: how long to use what is measured by using it; None for as long as usual.
         recorder: takes results.
         skipped: what was left out because a peer or a library is missing, and how to get it.
         pictures: files drawn.
@@ -40,10 +41,17 @@ class Session:
     """
 
     def __init__(
-        self, out: Path, *, quick: bool, suite: bool = False, progress: Tell | None = None
+        self,
+        out: Path,
+        *,
+        quick: bool,
+        suite: bool = False,
+        minutes: float | None = None,
+        progress: Tell | None = None,
     ) -> None:
         self.quick = quick
         self.suite = suite
+        self.minutes = minutes
         self.effort = QUICK if quick else SUITE if suite else FULL
         self.recorder = Recorder(out, provenance(), quick=quick)
         self.skipped: list[str] = []

@@ -216,6 +216,62 @@ def serve_table(records: Iterable[Record]) -> Table:
     return make_table("Serving", ("load", "figure"), labels, rows, records)
 
 
+def load_table(records: Iterable[Record]) -> Table:
+    """Clients at a server: what it gives them, and how long they wait."""
+    records = [record for record in records if record.bench == "serve/load"]
+    labels, rows = [], []
+    for (model, B, clients), metrics in pivot(records, "model", "B", "clients").items():
+        labels.append((str(model), f"{B} places", f"{clients} at once"))
+        waits = ("first_token_ms", "between_tokens_ms", "whole_answer_ms")
+        rows.append(
+            (
+                number(metrics["requests_per_s"].median),
+                number(metrics["tokens_per_s"].median),
+                share_text(metrics["share_of_engine"]),
+                *(
+                    " / ".join(number(metrics[f"{wait}_p{p}"].median) for p in (50, 95, 99))
+                    for wait in waits
+                ),
+            )
+        )
+    waits = ("first token, ms", "between tokens, ms", "whole answer, ms")
+    columns = ("clients", "requests/s", "tokens/s", "of the engine alone", *waits)
+    return make_table("Load", columns, labels, rows, records)
+
+
+def soak_table(records: Iterable[Record]) -> Table:
+    """A server in use for minutes: how requests ended, what was kept, what memory did."""
+    records = [record for record in records if record.bench == "serve/soak"]
+    names = {
+        "sent": "requests sent",
+        "completed": "completed",
+        "refused": "refused: the queue is full, or the session is busy",
+        "aborted": "the client left",
+        "cut": "the connection broke with the server's end",
+        "lost": "lost",
+        "completed_per_s": "completed per second",
+        "conversations": "conversations at the end",
+        "turns_before_the_kill": "their turns acknowledged before SIGKILL, all there after it",
+        "turns": "their turns acknowledged in all, all there",
+        "replayed": "conversations had again uninterrupted",
+        "replayed_to_a_tie": "of these, up to two tokens equally likely",
+        "leaked_rows": "places held once all was quiet",
+        "restart_s": "seconds from SIGKILL to a server that listens",
+        "rss_mib_1": "memory before SIGKILL, MiB",
+        "rss_mib_2": "memory at the end, MiB",
+        "rss_slope_kb_per_minute_1": "its slope before SIGKILL, kB/minute",
+        "rss_slope_kb_per_minute_2": "its slope after it, kB/minute",
+    }
+    labels, rows = [], []
+    fields = ("model", "minutes", "clients", "B", "queue")
+    for (model, minutes, clients, B, queue), metrics in pivot(records, *fields).items():
+        about = f"{clients} clients, {B} places, {queue} may wait"
+        for metric, said in names.items():
+            labels.append((str(model), f"{float(minutes):g} minutes", about, said))
+            rows.append((number(metrics[metric].median),))
+    return make_table("A server in use", ("what", "count"), labels, rows, records)
+
+
 def kills_table(records: Iterable[Record]) -> Table:
     """A run killed again and again: when the kills hit, and how long it took."""
     records = [record for record in records if record.bench == "kills"]
@@ -274,6 +330,8 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "document": document_table,
     "kills": kills_table,
     "serve": serve_table,
+    "load": load_table,
+    "soak": soak_table,
     "sessions": sessions_table,
     "machine": machine_table,
     "targets": targets_table,

@@ -1,6 +1,7 @@
 """Timing: competitors take turns in one process, so that drift of the machine hits all alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from time import perf_counter
 from typing import NamedTuple
 
@@ -108,6 +109,17 @@ def in_turns(
                 calls += 1
             seconds[name].append((perf_counter() - begin) / calls)
     return seconds
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that so many percent of all are not above.
+
+    Example:
+        >>> percentile([3.0, 1.0, 2.0, 4.0], 50), percentile([1.0, 2.0], 99)
+        (2.0, 2.0)
+    """
+    ordered = sorted(values)
+    return ordered[max(ceil(percent / 100 * len(ordered)) - 1, 0)]
 
 
 def milliseconds(seconds: Sequence[float]) -> Spread:

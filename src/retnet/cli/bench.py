@@ -12,6 +12,8 @@ NAME is one of
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
   serve     the engine of `retnet serve`: beside plain decoding, alone and in company
+  load      clients at a server: requests, tokens, waiting, what HTTP costs
+  soak      a server in use for ten minutes, killed half way: what is lost, what leaks
   sessions  10,000 sessions on disk: resuming one, committing a turn, forking
   gpu       the next three on a CUDA device: ten minutes
   gpu-ops     retention alone, beside flash-linear-attention and attention
@@ -29,6 +31,10 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from retnet.cli.options import parse
+from retnet.cli.threads import short_spins
+
+SERVERS = ("serve",)
+"""Benches of a process that reads prompts and writes texts in turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class Options:
     """Toy sizes, to see that everything works."""
     checkpoint: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Measure this model; for forms and decode."""
+    minutes: Annotated[float | None, arg(metavar="N")] = None
+    """Of a soak."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("benchmarks/results")
     """Where results are added."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -50,11 +58,17 @@ class Options:
 def main(words: Sequence[str]) -> None:
     """Run `retnet bench`."""
     options = parse(Options, "bench", words, __doc__ or "")
+    if options.name in SERVERS:
+        short_spins()
 
     from retnet.bench import show_bench, update_docs
 
     result = show_bench(
-        options.name, out=options.out, quick=options.quick, checkpoint=options.checkpoint
+        options.name,
+        out=options.out,
+        quick=options.quick,
+        checkpoint=options.checkpoint,
+        minutes=options.minutes,
     )
     if options.page is not None:
         update_docs(options.page, options.out, [] if options.quick else result.pictures)
