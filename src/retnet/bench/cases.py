@@ -7,6 +7,7 @@ import torch
 
 from retnet.bench.sizes import LONG_TEXT, MEDIUM, SMALL, TINY, ModelSize
 from retnet.model import DecoderConfig, preset
+from retnet.ops.packed_linear import Weights
 from retnet.types import Form
 
 Precision = Literal["float32", "bfloat16"]
@@ -282,6 +283,29 @@ class SessionsCase:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BesideCase:
+    """Requests with long prompts, to our engine and to other people's.
+
+    Attributes:
+        context: tokens of each prompt.
+        rows: requests, all at once.
+        written: tokens for each.
+        weights: of ours.
+        size: of the decoders.
+        turns: of each.
+        suite: whether the suite of all benches measures it too.
+    """
+
+    context: int
+    rows: int
+    written: int
+    weights: Weights = "bfloat16"
+    size: ModelSize = SMALL
+    turns: int = 1
+    suite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadCase:
     """Clients at a server, each with one request at a time.
 
@@ -496,4 +520,8 @@ LOADS = {
 }
 QUICK_LOADS = {
     "2 clients": LoadCase(clients=2, requests=4, preset="small-1m", running=2, turns=1, suite=True)
+}
+BESIDES = {"small, 8192, 4": BesideCase(context=8192, rows=4, written=64)}
+QUICK_BESIDES = {
+    "tiny": BesideCase(context=40, rows=2, written=4, weights="float32", size=TINY, suite=True)
 }

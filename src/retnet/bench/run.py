@@ -24,6 +24,7 @@ from retnet.bench.record import Record
 from retnet.bench.rwkv import bench_rwkv
 from retnet.bench.scan import bench_scan
 from retnet.bench.serve import bench_serve
+from retnet.bench.serving.beside import bench_beside
 from retnet.bench.serving.load import bench_load
 from retnet.bench.serving.soak import bench_soak
 from retnet.bench.session import Session, Tell
@@ -46,6 +47,7 @@ OF_CASES: dict[str, Callable[[Session], None]] = {
     "document": bench_document,
     "kills": bench_kills,
     "serve": bench_serve,
+    "beside": bench_beside,
     "load": bench_load,
     "soak": bench_soak,
     "sessions": bench_sessions,
@@ -65,6 +67,7 @@ BENCHES = (
         "document",
         "kills",
         "serve",
+        "beside",
         "load",
         "soak",
         "sessions",

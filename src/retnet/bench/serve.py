@@ -15,6 +15,7 @@ import torch
 from retnet.bench.gates import gate_decoding
 from retnet.bench.ours import GREEDY, fresh
 from retnet.bench.record import Gate
+from retnet.bench.serving.numbers import Numbers
 from retnet.bench.session import Session
 from retnet.bench.timing import Spread, in_turns, milliseconds, percentile, rates, ratios
 from retnet.model import Decoder, pack, preset
@@ -59,24 +60,6 @@ QUICK_CASES = {
         preset="small-1m", rows=3, written=4, requests=8, long_prompt=400, quiet_steps=4, suite=True
     )
 }
-
-
-class Numbers:
-    """A tokenizer whose tokens say nothing and never end a text."""
-
-    bos_id = -1
-    end_ids = ()
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def encode(self, text: str, /) -> list[int]:
-        """Nobody asks for it."""
-        raise NotImplementedError(text)
-
-    def id_bytes(self, token: int, /) -> bytes:  # noqa: ARG002
-        """The same for all."""
-        return b"."
 
 
 def bench_serve(session: Session) -> None:

@@ -216,6 +216,26 @@ def serve_table(records: Iterable[Record]) -> Table:
     return make_table("Serving", ("load", "figure"), labels, rows, records)
 
 
+def beside_table(records: Iterable[Record]) -> Table:
+    """The engine beside other people's: tokens per second, their time as a multiple of ours."""
+    records = [record for record in records if record.bench == "serve/beside"]
+    labels, rows = [], []
+    fields = ("model", "context", "B", "by", "dtype")
+    for (model, context, B, by, dtype), metrics in pivot(records, *fields).items():
+        labels.append((str(model), f"{B} prompts of {context:,}"))
+        rows.append(
+            (
+                f"{by}, {dtype}",
+                number(metrics["tokens_per_s"].median),
+                short_ratio(metrics.get("retnet_over_it")),
+                number(metrics["tokens_per_s_with_reading"].median),
+                short_ratio(metrics.get("retnet_over_it_with_reading")),
+            )
+        )
+    columns = ("case", "code", "tokens/s", "ours / it", "tokens/s with reading", "ours / it")
+    return make_table("Beside others", columns, labels, rows, records)
+
+
 def load_table(records: Iterable[Record]) -> Table:
     """Clients at a server: what it gives them, and how long they wait."""
     records = [record for record in records if record.bench == "serve/load"]
@@ -330,6 +350,7 @@ TABLES: dict[str, Callable[[Iterable[Record]], Table]] = {
     "document": document_table,
     "kills": kills_table,
     "serve": serve_table,
+    "beside": beside_table,
     "load": load_table,
     "soak": soak_table,
     "sessions": sessions_table,

@@ -12,6 +12,7 @@ NAME is one of
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
   serve     the engine of `retnet serve`: beside plain decoding, alone and in company
+  beside    that engine beside the continuous batching of transformers, after 8,192 tokens
   load      clients at a server: requests, tokens, waiting, what HTTP costs
   soak      a server in use for ten minutes, killed half way: what is lost, what leaks
   sessions  10,000 sessions on disk: resuming one, committing a turn, forking
@@ -33,7 +34,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from retnet.cli.options import parse
 from retnet.cli.threads import short_spins
 
-SERVERS = ("serve",)
+SERVERS = ("serve", "beside", "load")
 """Benches of a process that reads prompts and writes texts in turns."""
 
 

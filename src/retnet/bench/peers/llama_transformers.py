@@ -25,17 +25,17 @@ LONGEST = 1 << 20  # positions are computed, not stored
 
 def trainee(size: ModelSize) -> Trainee:
     """Trained as people do: its own head and cross-entropy, no cache."""
-    model = _llama(size)
+    model = llama(size)
 
     def loss(inputs: Tensor, _targets: Tensor) -> Tensor:
         return model(input_ids=inputs, labels=inputs, use_cache=False).loss  # it shifts them itself
 
-    return Trainee(_name(), model, loss)
+    return Trainee(name_of_llama(), model, loss)
 
 
 def prefiller(size: ModelSize, dtype: torch.dtype) -> Prefiller:
     """Reads a prompt in one pass and keeps its cache, as `generate` does."""
-    model = _llama(size).eval().to(dtype)
+    model = llama(size).eval().to(dtype)
 
     kept = 0
 
@@ -45,12 +45,12 @@ def prefiller(size: ModelSize, dtype: torch.dtype) -> Prefiller:
         kept = _cache_bytes(size, dtype, tokens.shape[1])
         return model(input_ids=tokens, use_cache=True, logits_to_keep=1).logits[0, -1]
 
-    return Prefiller(_name(), _said(dtype), num_parameters(model), read, lambda: kept)
+    return Prefiller(name_of_llama(), said(dtype), num_parameters(model), read, lambda: kept)
 
 
 def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
     """Decodes with a static cache, which is filled with random keys and values: no faster."""
-    model = _llama(size).eval().to(dtype)
+    model = llama(size).eval().to(dtype)
     cache_type = _transformers().StaticCache
 
     @torch.inference_mode()
@@ -75,7 +75,7 @@ def speaker(size: ModelSize, dtype: torch.dtype) -> Speaker:
             GreedySteps(step, torch.zeros(rows, size.vocab_size)), kept_bytes, weight_bytes(model)
         )
 
-    return Speaker(_name(), _said(dtype), num_parameters(model), open_)
+    return Speaker(name_of_llama(), said(dtype), num_parameters(model), open_)
 
 
 def _cache_bytes(size: ModelSize, dtype: torch.dtype, num_tokens: int) -> int:
@@ -84,7 +84,8 @@ def _cache_bytes(size: ModelSize, dtype: torch.dtype, num_tokens: int) -> int:
     )
 
 
-def _llama(size: ModelSize) -> Any:
+def llama(size: ModelSize) -> Any:
+    """A new model of this size."""
     transformers = _transformers()
     config = transformers.LlamaConfig(
         vocab_size=size.vocab_size,
@@ -105,9 +106,11 @@ def _transformers() -> ModuleType:
     return import_peer("transformers", "transformers", INSTALL)
 
 
-def _name() -> str:
+def name_of_llama() -> str:
+    """With its version."""
     return f"transformers {peer_version('transformers', INSTALL)} Llama"
 
 
-def _said(dtype: torch.dtype) -> str:
+def said(dtype: torch.dtype) -> str:
+    """A dtype in records."""
     return str(dtype).removeprefix("torch.")

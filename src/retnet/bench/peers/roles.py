@@ -1,6 +1,6 @@
 """What a competitor does in each activity: ours and the peers alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
@@ -84,6 +84,34 @@ class Speaker(NamedTuple):
     dtype: str
     parameters: int
     open: Callable[[int, int, int], Opened]
+
+
+class Written(NamedTuple):
+    """What someone wrote for some requests.
+
+    Attributes:
+        tokens: of each.
+        at_s: when each of them came, since the requests did.
+    """
+
+    tokens: list[list[int]]
+    at_s: list[list[float]]
+
+
+class Batcher(NamedTuple):
+    """Someone who answers many requests at once.
+
+    Attributes:
+        by: whose code, with its version.
+        dtype: of weights and activations.
+        parameters: number of them.
+        write: reads prompts that all come at once and writes so many tokens for each, greedily.
+    """
+
+    by: str
+    dtype: str
+    parameters: int
+    write: Callable[[Sequence[Sequence[int]], int], Written]
 
 
 class GreedySteps:

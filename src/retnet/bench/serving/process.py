@@ -13,7 +13,7 @@ from retnet.data import Tokenizer
 from retnet.hub import save_checkpoint
 from retnet.model import preset
 
-START_S = 120.0
+START_S = 600.0
 POLL_S = 0.02
 
 
@@ -57,7 +57,8 @@ class Server:
                     self.port = json.loads(line)["port"]
                     return perf_counter() - begin
             sleep(POLL_S)
-        raise ValueError(f"the server does not listen; it said:\n{self._said.read_text()}")
+        said = "\n".join(self._said.read_text().splitlines()[-20:])
+        raise ValueError(f"the server does not listen; the last that it said:\n{said}")
 
     def kill(self) -> None:
         """End it as a power cut does."""
