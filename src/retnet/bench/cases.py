@@ -521,7 +521,7 @@ LOADS = {
 QUICK_LOADS = {
     "2 clients": LoadCase(clients=2, requests=4, preset="small-1m", running=2, turns=1, suite=True)
 }
-BESIDES = {"small, 8192, 4": BesideCase(context=8192, rows=4, written=64)}
+BESIDES = {"small, 8192, 4": BesideCase(context=8192, rows=4, written=128)}
 QUICK_BESIDES = {
-    "tiny": BesideCase(context=40, rows=2, written=4, weights="float32", size=TINY, suite=True)
+    "tiny": BesideCase(context=40, rows=2, written=8, weights="float32", size=TINY, suite=True)
 }

@@ -2,8 +2,8 @@
 
 On a CPU it must be told how large its cache is and how many tokens a batch has: it would size both
 by the memory of a GPU, and then does not end. Graphs and the second stream are CUDA's. Attention is
-`sdpa` over pages, the fastest of those that a CPU has; the cache has room for all requests, so
-that none is read twice.
+`sdpa` over pages, the fastest of those that a CPU has. The cache has twice the room that all
+requests need: with less its scheduler lets the last ones wait until others have ended.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def batcher(size: ModelSize, dtype: torch.dtype) -> Batcher:
     def write(prompts: Sequence[Sequence[int]], count: int) -> Written:
         longest = max(map(len, prompts)) + count
         settings: Any = transformers.ContinuousBatchingConfig(
-            num_blocks=len(prompts) * (-(-longest // PAGE) + 1),
+            num_blocks=2 * len(prompts) * (-(-longest // PAGE) + 1),
             page_size=PAGE,
             max_batch_tokens=BATCH,
             use_cuda_graph=False,

@@ -113,7 +113,8 @@ def _rate(written: Written) -> float:
     begin = max(at_s[0] for at_s in written.at_s)
     end = min(at_s[-1] for at_s in written.at_s)
     count = sum(begin < at <= end for at_s in written.at_s for at in at_s)
-    return count / (end - begin) if count else 0.0
+    assert count, "the first text ends before the last begins: more must be written"
+    return count / (end - begin)
 
 
 def _whole_rate(written: Written) -> float:
