@@ -31,6 +31,7 @@ from retnet.bench.peak_memory import Apart, apart
 from retnet.bench.peers import PeerMissing, torchscale
 from retnet.bench.record import Gate, read_records
 from retnet.bench.run import IN_SUITE, SUITE
+from retnet.bench.serving import beside
 from retnet.bench.session import Session
 from retnet.bench.sizes import SMALL, TINY
 from retnet.bench.timing import Spread
@@ -59,7 +60,8 @@ def alone_in_no_process(_who: str, _case: Any, calls: int = 1) -> Apart:
 @pytest.fixture
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchscale, "chunkwise_retention", absent)
-    for builders in (trainees.BUILDERS, prefillers.BUILDERS, speakers.RIVALS):
+    rivals = (trainees.BUILDERS, prefillers.BUILDERS, speakers.RIVALS, beside.RIVALS)
+    for builders in rivals:
         for name in builders:
             if name != "retnet":
                 monkeypatch.setitem(builders, name, absent)
@@ -102,8 +104,9 @@ def test_every_bench_runs_and_records_what_it_shows(name: str, tmp_path: Path) -
     assert [done for _, done, _ in told] == list(range(len(told)))
     assert {total for _, _, total in told} == {len(told) - 1}
     missing = PeerMissing("torchscale", "is not installed", INSTALL)
+    peers = (*WITH_PEERS, "beside")
     skipped = [why for why in result.skipped if not why.startswith("rwkv is not installed")]
-    assert skipped == ([str(missing)] if name in WITH_PEERS else [])
+    assert skipped == ([str(missing)] if name in peers else [])
 
 
 @pytest.mark.usefixtures("_alone")
@@ -210,6 +213,8 @@ def test_unknown_benches_and_useless_checkpoints_are_refused(tmp_path: Path) -> 
         ValueError, match='no bench "op"; choose one of cpu, ops, scan, rwkv, train'
     ):
         run_bench("op", out=tmp_path)
+    with pytest.raises(ValueError, match=r"minutes \(1\) must be positive"):
+        run_bench("ops", out=tmp_path, minutes=1.0)
     with pytest.raises(ValueError, match="bench ops measures fixed cases and takes no checkpoint"):
         run_bench("ops", out=tmp_path, checkpoint=tmp_path)
 
