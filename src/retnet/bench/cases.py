@@ -313,6 +313,7 @@ class LoadCase:
         clients: at once.
         requests: of a turn.
         preset: the decoder's name; its tokens are bytes.
+        weights: how the model computes, see `retnet.model.pack`.
         running: texts that the server writes at once.
         turns: of the server and of the engine alone.
         suite: whether the suite of all benches measures it too.
@@ -321,6 +322,7 @@ class LoadCase:
     clients: int
     requests: int
     preset: str = "small-16m"
+    weights: Weights = "float32"
     running: int = 16
     turns: int = 2
     suite: bool = False

@@ -71,10 +71,10 @@ def bench_serve(session: Session) -> None:
         gate = gate_decoding(model, "float32")
         gate.require()
         fields = {"model": case.preset, "parameters": model.num_parameters(), "B": case.rows}
-        weights: Weights
+        exact: Weights = "float32"
         for what, measure, weights in (
-            ("the engine beside plain decoding", _beside_decoding, "float32"),
-            ("requests alone and in company", _company, "float32"),
+            ("the engine beside plain decoding", _beside_decoding, exact),
+            ("requests alone and in company", _company, exact),
             ("a long prompt beside texts", _long_prompt, case.long_weights),
         ):
             session.begin(f"serve {case.preset}: {what}")

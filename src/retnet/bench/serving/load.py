@@ -55,6 +55,7 @@ def bench_load(session: Session) -> None:
             path = Path(folder, MODEL)
             save_fresh(path, case.preset)
             options = ("--running", str(case.running), "--queue", str(case.clients))
+            options += ("--weights", case.weights)
             with Server(path, *options) as server:
                 found = [_turn(server, case, turn) for turn in range(1 + case.turns)][1:]
         _record(session, case, found)
@@ -134,7 +135,8 @@ def _alone(case: LoadCase, asks: Sequence[Ask]) -> float:
     """Seconds of an engine that is always given so many requests at once."""
     tokenizer = Tokenizer.bytes()
     model = fresh(preset(case.preset, vocab_size=tokenizer.vocab_size)).eval()
-    engine = Engine(model, tokenizer, EngineConfig(max_running=case.running))
+    config = EngineConfig(max_running=case.running, weights=case.weights)
+    engine = Engine(model, tokenizer, config)
     requests = (
         Request(
             prompt=(tokenizer.bos_id, *tokenizer.encode(ask.prompt)),
@@ -181,6 +183,7 @@ def _record(session: Session, case: LoadCase, turns: Sequence[Turn]) -> None:
     }
     fields = {
         "model": case.preset,
+        "dtype": case.weights,
         "clients": case.clients,
         "B": case.running,
         "requests": case.requests,
