@@ -338,6 +338,8 @@ class SoakCase:
         clients: at once, each with one request at a time: more than can run and wait together.
         running: texts that the server writes at once.
         queue: requests that may wait.
+        memory_mib: of sessions that need not be read again: it is full soon, and what grows later
+            is a leak.
         talkers: share of the clients that hold conversations.
         turns: of a conversation.
         kept: conversations; of more, the oldest are deleted.
@@ -351,11 +353,12 @@ class SoakCase:
     clients: int = 20
     running: int = 8
     queue: int = 6
+    memory_mib: int = 16
     talkers: float = 0.6
     turns: int = 8
     kept: int = 60
     leaving: float = 0.1
-    replays: int = 20
+    replays: int = 6
     warm: float = 0.3
 
     def of_minutes(self, minutes: float) -> "SoakCase":
@@ -518,7 +521,7 @@ SOAK = SoakCase(minutes=10.0)
 QUICK_SOAK = SoakCase(minutes=0.05, clients=8, running=2, queue=2, kept=20, replays=2, turns=3)
 LOADS = {
     f"{clients} clients": LoadCase(clients=clients, requests=requests)
-    for clients, requests in ((1, 8), (4, 16), (16, 48), (32, 48))
+    for clients, requests in ((1, 8), (4, 16), (16, 48), (32, 64))
 }
 QUICK_LOADS = {
     "2 clients": LoadCase(clients=2, requests=4, preset="small-1m", running=2, turns=1, suite=True)

@@ -90,7 +90,7 @@ def _turn(server: Server, case: LoadCase, number: int) -> Turn:
 
 def _ask(draw: random.Random) -> Ask:
     """Short and long, half of them streamed."""
-    count = draw.choice((8, 20, 60, 120))
+    count = draw.choice((4, 8, 20, 60))
     prompt = " ".join(draw.choices(WORDS.split(), k=count))
     return Ask(prompt, draw.choice((8, 32, 64, 128)), draw.random() < 0.5)
 

@@ -63,6 +63,7 @@ def bench_soak(session: Session) -> None:
         save_fresh(folder, case.preset)
         data = str(Path(name, "sessions"))
         words = ("--running", str(case.running), "--queue", str(case.queue), "--data-dir", data)
+        words += ("--memory", str(case.memory_mib))
         with Server(folder, *words) as server:
             soak = Soak(server, case)
             session.begin(f"{case.clients} clients for {case.minutes:g} minutes")
