@@ -18,8 +18,7 @@ NAME is one of
   sessions  10,000 sessions on disk: resuming one, committing a turn, forking
   gpu       the next three on a CUDA device: ten minutes
   gpu-ops     retention alone, beside flash-linear-attention and attention
-  gpu-train   training steps of 1.3 billion parameters, beside attention
-  gpu-decode  decoding with 6.7 billion, likewise
+  gpu-train, gpu-decode  1.3 and 6.7 billion parameters, beside attention
 
 Example: retnet bench forms --quick
 """
