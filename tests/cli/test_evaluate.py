@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,3 +41,27 @@ def test_no_files_and_missing_files_are_refused(run: Run, checkpoint: Path) -> N
     status, _, err = run("evaluate", checkpoint, "nowhere.txt")
     assert status == FAILED
     assert err == "error: nowhere.txt does not exist; give text files, or folders of them\n"
+
+
+def test_figures_and_report_are_written(run: Run, checkpoint: Path, text: Path) -> None:
+    figures, report = text.parent / "figures.json", text.parent / "report.html"
+    status, out, err = run(
+        "evaluate", checkpoint, text, "--words", "--contexts", 8, 16,
+        "--json", figures, "--report", report,
+    )  # fmt: skip
+    assert status == OK
+    assert "per word" in out
+    assert "Does more context help?" in out
+    data = json.loads(figures.read_text(encoding="utf-8"))
+    assert data["contexts"]["contexts"] == [8, 16]
+    assert data["name"] == str(checkpoint)
+    assert "<h2>Does more context help?</h2>" in report.read_text(encoding="utf-8")
+    assert f"the report is {report}" in err
+
+
+def test_a_report_of_an_unknown_kind_is_refused_at_once(
+    run: Run, checkpoint: Path, text: Path
+) -> None:
+    status, out, err = run("evaluate", checkpoint, text, "--report", "report.pdf")
+    assert (status, out) == (FAILED, "")
+    assert "must end in .html or .md" in err

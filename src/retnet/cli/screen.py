@@ -40,7 +40,7 @@ def show_prompt(prompt: str) -> None:
 
 
 @contextmanager
-def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def token_bar(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
     """Give a function to call with tokens done and in all; it draws a bar on standard error."""
     columns = (
         TextColumn(what),
@@ -61,7 +61,7 @@ def token_bar(what: str) -> Iterator[Callable[[int, int], None]]:
                 task,
                 completed=done,
                 total=total,
-                rate=f"{speed:,.0f} tokens/s" if speed else "",
+                rate=f"{speed:,.0f} {unit}/s" if speed else "",
             )
 
         yield show

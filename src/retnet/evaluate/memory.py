@@ -1,8 +1,15 @@
 """What a model must remember of a text, beside what a Transformer of its width would keep."""
 
+from typing import cast
+
 import torch
 
+from retnet.mixers import Branch
 from retnet.model import Decoder, state_bytes
+from retnet.model.decoder import Layer
+
+FEW, MANY = 1_000_000, 2_000_000
+"""Tokens of texts that are both longer than any window."""
 
 
 def state_bytes_per_text(model: Decoder) -> int:
@@ -14,6 +21,16 @@ def state_bytes_per_text(model: Decoder) -> int:
     with torch.inference_mode():
         _, state = model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device))
     return state_bytes(state)
+
+
+def state_grows(model: Decoder) -> bool:
+    """Whether the state takes more for a longer text, without end."""
+    branches = [branch for layer in model.layers for branch in cast(Layer, layer).branches]
+    short, long = (
+        sum(cast(Branch, branch).state_size(tokens) for branch in branches)
+        for tokens in (FEW, MANY)
+    )
+    return long > short
 
 
 def key_value_cache_bytes(

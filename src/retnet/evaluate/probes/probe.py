@@ -158,11 +158,7 @@ def score_probe(
     Raises:
         ValueError: the model's vocabulary is smaller than the probe's, or an argument is too small.
     """
-    if model.config.vocab_size < probe.vocab_size:
-        raise ValueError(
-            f"the model's vocab_size ({model.config.vocab_size}) is below that of the probe "
-            f"{probe.name} ({probe.vocab_size}); train a model with the probe's"
-        )
+    check_vocabulary(model, probe)
     if batches < 1 or batch_size < 1:
         raise ValueError(
             f"batches ({batches}) and batch_size ({batch_size}) must be at least 1; raise them"
@@ -174,6 +170,19 @@ def score_probe(
         answers.append(answers_of(model, examples.tokens, examples.mask))
         targets.append(examples.targets)
     return score_answers(torch.cat(answers), torch.cat(targets))
+
+
+def check_vocabulary(model: Decoder, probe: Probe) -> None:
+    """Refuse a model that does not have all tokens of a probe.
+
+    Raises:
+        ValueError: its vocabulary is smaller.
+    """
+    if model.config.vocab_size < probe.vocab_size:
+        raise ValueError(
+            f"the model's vocab_size ({model.config.vocab_size}) is below that of the probe "
+            f"{probe.name} ({probe.vocab_size}); train a model with the probe's"
+        )
 
 
 def check_length(name: str, length: int, shortest: int) -> None:
