@@ -60,7 +60,7 @@ class RetNetLM(LM):
         """Log-likelihood of each (context, continuation), and whether greedy decoding gives it."""
         encoded = []
         for request in requests:
-            context, continuation = cast(tuple[str, str], request.args)
+            context, continuation = cast(Any, request.args)
             before, after = self._encode_pair(context, continuation)
             known = request.doc_id is not None
             group = (request.task_name, request.doc_id) if known else tuple(before)
@@ -94,7 +94,8 @@ class RetNetLM(LM):
         answers = [""] * len(requests)
         wanted: dict[tuple[tuple[str, ...], int, Sampling], list[int]] = {}
         for row, request in enumerate(requests):
-            wanted.setdefault(_settings(request.args[1]), []).append(row)
+            _, settings = cast(Any, request.args)
+            wanted.setdefault(_settings(settings), []).append(row)
         for (until, limit, sampling), rows in wanted.items():
             rows.sort(key=lambda row: len(requests[row].args[0]))
             for begin in range(0, len(rows), self._batch_size):
