@@ -99,7 +99,7 @@ def test_sections_say_what_was_found(found: Evaluation) -> None:
         assert section.notes
     tasks = by_key["tasks"]
     assert ("piqa", "acc", "80.0%", "5.0%", "50%", "64") in tasks.rows
-    assert ("lambada_openai", "perplexity", "1,234.50", "9.00", "", "25") in tasks.rows
+    assert ("lambada_openai", "perplexity", "1,234", "9", "", "25") in tasks.rows
     assert tasks.rows[-1][:3] == ("mean", "acc", "60.0%")
     assert "Above chance (95 %, acc): piqa." in tasks.notes
     assert "1 example in front" in tasks.notes[0]

@@ -106,10 +106,21 @@ def test_likelihoods_are_those_of_the_harness_own_wrapper(lm: RetNetLM, their_lm
         assert greedy == likeliest
 
 
-def test_a_limit_leaves_items_out(lm: RetNetLM, tasks: dict[str, Path]) -> None:
+def test_a_limit_leaves_items_out_and_nothing_is_fetched(
+    lm: RetNetLM,
+    tasks: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("something asked for the network")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    monkeypatch.setattr("socket.getaddrinfo", refused)
     [score] = score_tasks(lm, {"winogrande": tasks["winogrande"]}, limit=5)
     assert score.items == 5
     assert score.chance == 0.5
+    assert capsys.readouterr().out == ""
 
 
 def test_rolling_carries_the_state_through_long_texts(

@@ -6,6 +6,7 @@ can read.
 Example: retnet evaluate runs/demo notes.txt --contexts 512 2048 --report report.html
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def main(words: Sequence[str]) -> None:
     """Run `retnet evaluate`."""
     options = parse(Options, "evaluate", words, __doc__ or "")
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness' bars: there is one of ours
     from functools import partial
 
     from rich.console import Console

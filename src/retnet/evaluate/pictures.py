@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "tab:gray"
 
+FEWEST = 8
+"""Tokens whose mean loss says anything."""
+
+SMALLEST = 0.02
+"""Nats that a picture of growing context spans at least, up and down."""
+
 
 def draw(evaluation: Evaluation, key: str) -> bytes | None:
     """Draw a section's picture as PNG; None where it has none.
@@ -43,7 +49,7 @@ def draw(evaluation: Evaluation, key: str) -> bytes | None:
 def _text(axes: "Axes", evaluation: Evaluation) -> None:
     """Loss by what was read before: what a model learns from its context."""
     for row in evaluation.text:
-        points = row.score.by_position
+        points = [p for p in row.score.by_position if p.num_tokens >= FEWEST]
         x = [(p.first + p.last) / 2 + 1 for p in points]
         errors = [1.96 * p.standard_error for p in points]
         axes.errorbar(
@@ -64,6 +70,8 @@ def _contexts(axes: "Axes", evaluation: Evaluation) -> None:
     ]
     axes.errorbar(growth.contexts, growth.nats, spread, marker="o", capsize=3, color=BLUE)
     axes.axhline(growth.nats[0], color=GREY, linewidth=1, linestyle="--")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, growth.nats[0] - SMALLEST), max(high, growth.nats[0] + SMALLEST))
     axes.set_xscale("log", base=2)
     axes.set_xticks(growth.contexts, [f"{context:,}" for context in growth.contexts])
     axes.minorticks_off()

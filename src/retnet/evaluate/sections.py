@@ -191,8 +191,8 @@ def _tasks(evaluation: Evaluation) -> Section | None:
             (
                 score.task,
                 score.metric,
-                f"{score.value:.1%}" if percent else f"{score.value:,.2f}",
-                f"{score.standard_error:.1%}" if percent else f"{score.standard_error:,.2f}",
+                f"{score.value:.1%}" if percent else f"{score.value:,.4g}",
+                f"{score.standard_error:.1%}" if percent else f"{score.standard_error:,.4g}",
                 "" if score.chance is None else f"{score.chance:.0%}",
                 f"{score.items:,}",
             )

@@ -6,11 +6,12 @@ scores can be compared with those published.
 """
 
 import gzip
+import io
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -278,22 +279,20 @@ def score_tasks(
     Raises:
         ModuleNotFoundError: `retnet[eval]` is not installed.
     """
-    # nothing is fetched: the items are here, and the metrics used are the harness's own
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ.setdefault(name, "1")
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     evaluate: Any = simple_evaluate  # its decorator hides what it takes
-    got = evaluate(
-        lm,
-        tasks=[harness_config(name, file, shots) for name, file in files.items()],
-        limit=limit,
-        bootstrap_iters=1000,
-        log_samples=False,
-        task_manager=TaskManager(include_defaults=False),
-    )
+    with redirect_stdout(io.StringIO()):  # where it tells that it resamples
+        got = evaluate(
+            lm,
+            tasks=[harness_config(name, file, shots) for name, file in files.items()],
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=False,
+            task_manager=TaskManager(include_defaults=False),
+        )
     scores = []
     for name in files:
         found = got["results"][name]
