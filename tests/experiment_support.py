@@ -104,7 +104,7 @@ class Sums:
         return Report(
             ours=[Table("Sums", ("model", "rate", "seeds"), rows, "Of nothing.")],
             papers=[Table("Theirs", ("model", "sum"), [("a", "1")], "arXiv.")],
-            claims=[Claim(text="bb is longer", gap=gap, unit="letters")],
+            claims=[Claim(says="bb is longer", gap=gap, unit="letters")],
             remarks=["A remark."],
             draw=_draw,
         )

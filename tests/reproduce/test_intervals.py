@@ -4,21 +4,14 @@ import math
 
 import pytest
 
-from retnet.reproduce.intervals import Claim, difference, estimate, outcome, student, verdict
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (29, 2.045)],
-)
-def test_quantiles_are_those_of_printed_tables(freedom: int, quantile: float) -> None:
-    assert student(freedom) == pytest.approx(quantile, abs=1.5e-3)
+from retnet.reproduce.intervals import Claim, difference, estimate, outcome, verdict
 
 
 def test_a_mean_has_its_standard_error() -> None:
     got = estimate([1.0, 2.0, 4.0])
     assert got.mean == pytest.approx(7 / 3)
     assert got.error == pytest.approx(math.sqrt(7 / 3 / 3))
+    assert got.margin == pytest.approx(4.303 * math.sqrt(7 / 3 / 3), rel=1e-3)
     assert got.text() == "2.33 ± 0.88"
 
 
@@ -51,15 +44,18 @@ def test_a_claim_is_decided_by_its_interval(values: list[float], expected: str) 
 
 def test_the_verdict_names_every_claim_with_its_evidence() -> None:
     claims = [
-        Claim(text="A beats B", gap=estimate([1.0, 1.1, 0.9]), unit="nats"),
-        Claim(text="A beats C", gap=estimate([-1.0, -1.1, -0.9]), unit="nats"),
-        Claim(text="A beats D", gap=estimate([2.0]), unit="nats"),
-        Claim(text="A beats E", gap=None, unit="nats"),
+        Claim(says="A beats {}", name="B", gap=estimate([1.0, 1.1, 0.9])),
+        Claim(says="A beats {}", name="C", gap=estimate([-1.0, -1.1, -0.9])),
+        Claim(says="A beats {}", name="D", gap=estimate([2.0])),
+        Claim(says="A beats {}", name="E", gap=estimate([0.001, 0.001, 0.001])),
+        Claim(says="A beats {}", name="F", gap=None),
+        Claim(says="A is good", gap=estimate([0.5, 0.6, 0.7])),
     ]
     assert verdict(claims) == (
-        "**Holds** (1 of 3): A beats B (+1.000 nats, 95 % interval +0.752 to +1.248). "
-        "**Does not hold** (1 of 3): A beats C (-1.000 nats, 95 % interval -1.248 to -0.752). "
-        "**Cannot tell** (1 of 3): A beats D (+2.000 nats, one seed). "
-        "**Not run**: A beats E."
+        "**Holds** (2 of 5): A beats B (+1.000 ± 0.248); A is good (+0.600 ± 0.248). "
+        "**Does not hold** (1 of 5): A beats C (-1.000 ± 0.248). "
+        "**Cannot tell** (2 of 5): A beats D (+2.000, one seed), E (+0.001 ± 0.000). "
+        "**Not run**: A beats F. In brackets the difference, seed by seed, in nats per token, and "
+        "half of its 95 % interval."
     )
     assert verdict([]) == "There is nothing to compare."

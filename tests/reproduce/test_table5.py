@@ -15,7 +15,7 @@ from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.experiments.table5 import NAMES, PAPER, RETNET, RIVALS
 from retnet.reproduce.page import page_text
 from retnet.reproduce.results import read_results
-from retnet.reproduce.scales import SCALES, scale
+from retnet.reproduce.scales import scale
 from retnet.reproduce.sweep import runs
 from retnet.reproduce.texts import Amounts, prepare_texts, python_texts
 from retnet.reproduce.training import num_parameters, with_steps
@@ -88,7 +88,7 @@ def test_the_verdict_follows_from_the_results() -> None:
     report = EXPERIMENTS["table5"].report(results)
     outcomes = {claim.text: claim.outcome for claim in report.claims}
     assert outcomes == {
-        f"RetNet predicts better than {NAMES[name]} {where}": outcome
+        f"RetNet predicts better {where} than {NAMES[name]}": outcome
         for name, outcome in (
             ("rwkv", "holds"),
             ("h3", "does not"),
@@ -102,7 +102,10 @@ def test_the_verdict_follows_from_the_results() -> None:
     assert table.rows[1][1].startswith(f"{math.exp(3.0):.2f} ± ")
     assert table.rows[1][-3] == "0.1*"
     text = page_text(EXPERIMENTS["table5"], "cpu", results)
-    assert "**Does not hold** (2 of 8): RetNet predicts better than H3 on home" in text
+    assert (
+        "**Does not hold** (2 of 8): RetNet predicts better on home than H3 (-0.200 ± 0.000)"
+        in text
+    )
     assert "Hyena 0.1: 3.000, 0.2: 3.100" in text
 
 
@@ -114,7 +117,7 @@ def test_a_model_that_diverged_is_told_and_left_out() -> None:
     )
     text = page_text(EXPERIMENTS["table5"], "smoke", [*results, lost])
     assert "Diverged with every learning rate: RWKV." in text
-    assert "**Not run**: RetNet predicts better than RWKV on home" in text
+    assert "**Not run**: RetNet predicts better on home than RWKV, H3" in text
 
 
 def test_the_papers_table_has_its_own_order() -> None:
@@ -123,8 +126,8 @@ def test_the_papers_table_has_its_own_order() -> None:
     assert len(PAPER) == 5
 
 
-@pytest.mark.parametrize("name", SCALES)
-def test_models_of_every_scale_have_as_many_parameters(name: str) -> None:
+@pytest.mark.parametrize("name", ["smoke", "cpu"])
+def test_models_of_small_scales_have_as_many_parameters(name: str) -> None:
     from retnet.model import rival
 
     base = scale(name).model

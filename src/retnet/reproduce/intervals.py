@@ -1,15 +1,13 @@
 """What a few seeds tell: means, their standard errors, and whether two models differ."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-SMALL_T = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706}
-"""97.5 % quantiles of Student's t where the expansion below is not good enough."""
-
-Z = 1.959964
-"""The same of the normal distribution."""
+from retnet.evaluate.context import SAME_NATS
+from retnet.evaluate.losses import mean_interval
 
 Outcome = Literal["holds", "does not", "cannot tell"]
 """Of a claim: the whole interval lies on its side, on the other side, or on both."""
@@ -22,17 +20,14 @@ class Estimate:
     Attributes:
         mean: of the values.
         error: its standard error; None for a single value.
+        margin: half of the 95 % interval; infinite for a single value, which tells nothing of it.
         count: of values.
     """
 
     mean: float
     error: float | None
+    margin: float
     count: int
-
-    @property
-    def margin(self) -> float:
-        """Half of the 95 % interval; infinite for a single value, which tells nothing of it."""
-        return math.inf if self.error is None else student(self.count - 1) * self.error
 
     def text(self, digits: int = 2) -> str:
         """Mean and standard error."""
@@ -55,25 +50,10 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError("a mean of 0 values is not defined; run at least one seed")
     mean = math.fsum(values) / count
     if count == 1:
-        return Estimate(mean=mean, error=None, count=1)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Estimate(mean=mean, error=math.sqrt(squares / (count - 1) / count), count=count)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, to three digits.
-
-    Example:
-        >>> round(student(2), 3), round(student(9), 2)
-        (4.303, 2.26)
-    """
-    if freedom in SMALL_T:
-        return SMALL_T[freedom]
-    # Cornish and Fisher's expansion in 1 / freedom
-    first = (Z**3 + Z) / 4
-    second = (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
-    third = (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
-    return Z + first / freedom + second / freedom**2 + third / freedom**3
+        return Estimate(mean=mean, error=None, margin=math.inf, count=1)
+    margin = mean_interval(values).high - mean
+    error = statistics.stdev(values) / math.sqrt(count)
+    return Estimate(mean=mean, error=error, margin=margin, count=count)
 
 
 def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimate:
@@ -91,8 +71,15 @@ def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimat
     return estimate([left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())])
 
 
-def outcome(gap: Estimate) -> Outcome:
-    """Whether a difference that is claimed to be above 0 is."""
+def outcome(gap: Estimate, least: float = 0.0) -> Outcome:
+    """Whether a difference that is claimed to be above 0 is.
+
+    Args:
+        gap: the difference.
+        least: means closer to 0 are no difference, however sure their sign.
+    """
+    if abs(gap.mean) < least:
+        return "cannot tell"
     if gap.mean - gap.margin > 0:
         return "holds"
     return "does not" if gap.mean + gap.margin < 0 else "cannot tell"
@@ -103,29 +90,36 @@ class Claim:
     """A sentence that is true if a difference is above 0.
 
     Attributes:
-        text: the sentence.
+        says: the sentence; claims that differ in a name only have {} in its place.
+        name: that name.
         gap: the difference; None where a result is missing.
         unit: of the difference.
+        least: smaller differences are none.
     """
 
-    text: str
+    says: str
+    name: str = ""
     gap: Estimate | None
-    unit: str
+    unit: str = "nats per token"
+    least: float = SAME_NATS
 
     @property
     def outcome(self) -> Outcome:
         """What the results say of it."""
-        return "cannot tell" if self.gap is None else outcome(self.gap)
+        return "cannot tell" if self.gap is None else outcome(self.gap, self.least)
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return self.says.format(self.name)
 
     @property
     def evidence(self) -> str:
-        """The difference and its interval, in words."""
+        """The difference and half of its interval."""
         if self.gap is None:
-            return "not run"
-        if self.gap.error is None:
-            return f"{self.gap.mean:+.3f} {self.unit}, one seed"
-        low, high = self.gap.mean - self.gap.margin, self.gap.mean + self.gap.margin
-        return f"{self.gap.mean:+.3f} {self.unit}, 95 % interval {low:+.3f} to {high:+.3f}"
+            return ""
+        margin = "one seed" if self.gap.error is None else f"± {self.gap.margin:.3f}"
+        return f"({self.gap.mean:+.3f}{' ' if self.gap.error is not None else ', '}{margin})"
 
 
 LEADS: dict[Outcome, str] = {
@@ -142,9 +136,25 @@ def verdict(claims: Sequence[Claim]) -> str:
     for kind, lead in LEADS.items():
         mine = [claim for claim in run if claim.outcome == kind]
         if mine:
-            said = "; ".join(f"{claim.text} ({claim.evidence})" for claim in mine)
-            parts.append(f"**{lead}** ({len(mine)} of {len(run)}): {said}.")
-    missing = [claim.text for claim in claims if claim.gap is None]
+            parts.append(f"**{lead}** ({len(mine)} of {len(run)}): {_said(mine)}.")
+    missing = [claim for claim in claims if claim.gap is None]
     if missing:
-        parts.append(f"**Not run**: {'; '.join(missing)}.")
+        parts.append(f"**Not run**: {_said(missing)}.")
+    if run:
+        units = ", ".join(dict.fromkeys(claim.unit for claim in run))
+        parts.append(
+            f"In brackets the difference, seed by seed, in {units}, and half of its 95 % interval."
+        )
     return " ".join(parts) or "There is nothing to compare."
+
+
+def _said(claims: Sequence[Claim]) -> str:
+    """The claims, those of one sentence together."""
+    groups: dict[str, list[str]] = {}
+    for claim in claims:
+        words = [word for word in (claim.name, claim.evidence) if word]
+        groups.setdefault(claim.says, []).append(" ".join(words))
+    return "; ".join(
+        says.format(", ".join(named)) if "{}" in says else " ".join([says, *named])
+        for says, named in groups.items()
+    )

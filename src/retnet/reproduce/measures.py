@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from retnet.evaluate import score_stream
+from retnet.evaluate.context import score_contexts
 from retnet.model import Decoder
 from retnet.reproduce.cell import Metrics, Place
 from retnet.reproduce.texts import StoredText
@@ -55,3 +56,55 @@ class TextLoss:
             f"loss {self.text.name}": score.nats / score.num_tokens,
             f"bits {self.text.name}": score.bits_per_byte,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextLoss:
+    """The loss of the same last tokens of long rows, from more and more context.
+
+    Attributes:
+        text: whose documents, some of them longer than the longest context.
+        contexts: tokens that are read, rising.
+        segment: tokens at the end that are scored.
+        most_samples: rows.
+    """
+
+    text: StoredText
+    contexts: tuple[int, ...]
+    segment: int
+    most_samples: int
+
+    @property
+    def tokens(self) -> int:
+        """To read, at most."""
+        rows = min(self.most_samples, self.text.num_tokens // self.contexts[-1])
+        return rows * sum(self.contexts)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as JSON."""
+        return {
+            "measure": "context",
+            "contexts": list(self.contexts),
+            "segment": self.segment,
+            "most_samples": self.most_samples,
+            **self.text.settings(),
+        }
+
+    def __call__(self, model: Decoder, place: Place) -> Metrics:
+        """`loss NAME @ TOKENS`, nats per token, for each length of context."""
+        growth = score_contexts(
+            model,
+            self.text.open(place),
+            contexts=self.contexts,
+            segment=self.segment,
+            most_samples=self.most_samples,
+        )
+        return {
+            context_metric(self.text.name, context): nats
+            for context, nats in zip(growth.contexts, growth.nats, strict=True)
+        }
+
+
+def context_metric(text: str, context: int) -> str:
+    """The name of the loss at a length of context."""
+    return f"loss {text} @ {context}"

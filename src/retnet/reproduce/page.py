@@ -40,7 +40,7 @@ def page_text(experiment: Experiment, scale_name: str, results: Sequence[Result]
     ]
     if report.papers:
         parts += [
-            "## The paper's",
+            "## As published",
             *_tables(report.papers),
         ]
     parts += ["## How it was run", _how(experiment, scale_name, report, results)]

@@ -1,14 +1,14 @@
 """What experiments that test on several domains share: measures, table, picture, remarks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from retnet.bench.picture import GREY
 from retnet.bench.table import Table
 from retnet.reproduce.cell import Result
 from retnet.reproduce.experiment import Setup
-from retnet.reproduce.intervals import estimate
+from retnet.reproduce.intervals import Estimate, difference, estimate
 from retnet.reproduce.measures import Measure, TextLoss
 from retnet.reproduce.sweep import Runs
 from retnet.reproduce.training import DIVERGED
@@ -44,6 +44,22 @@ def mean_elsewhere(run: Runs, away: Sequence[str]) -> dict[int, float]:
         for seed in run.results
         if losses and all(seed in loss for loss in losses)
     }
+
+
+def gap_between(
+    left: Runs | None, right: Runs | None, values: Callable[[Runs], Mapping[int, float]]
+) -> Estimate | None:
+    """How much larger the left one's values are, seed by seed; None without a common seed."""
+    if left is None or right is None:
+        return None
+    return gap_of(values(left), values(right))
+
+
+def gap_of(left: Mapping[int, float] | None, right: Mapping[int, float] | None) -> Estimate | None:
+    """The same of values by seed."""
+    if not left or not right or not left.keys() & right.keys():
+        return None
+    return difference(left, right)
 
 
 def perplexities(run: Runs, domain: str) -> list[float]:

@@ -12,11 +12,12 @@ from retnet.reproduce.experiments.domains import (
     domain_measures,
     domains,
     draw_domains,
+    gap_between,
     mean_elsewhere,
     perplexity_table,
     tuning_remarks,
 )
-from retnet.reproduce.intervals import Claim, difference
+from retnet.reproduce.intervals import Claim
 from retnet.reproduce.sweep import Entrant, Runs, runs, sweep
 
 if TYPE_CHECKING:
@@ -101,24 +102,19 @@ def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
 def _claims(found: Mapping[str, Runs], results: Sequence[Result]) -> list[Claim]:
     """That RetNet predicts better than each rival of the paper's table, in domain and elsewhere."""
     home, *away = domains(results)
-    claims = []
-    for name in PAPER:
-        if name == RETNET:
-            continue
-        for where, values in (
-            (f"on {home}", lambda run: run.values(f"loss {home}")),
-            ("on other domains", lambda run: mean_elsewhere(run, away)),
-        ):
-            if where == "on other domains" and not away:
-                continue
-            both = [found.get(name), found.get(RETNET)]
-            gap = None
-            if all(both):
-                left, right = (values(run) for run in both if run)
-                gap = difference(left, right) if left.keys() & right.keys() else None
-            text = f"RetNet predicts better than {NAMES[name]} {where}"
-            claims.append(Claim(text=text, gap=gap, unit="nats per token"))
-    return claims
+    places = {f"on {home}": lambda run: run.values(f"loss {home}")}
+    if away:
+        places["on other domains"] = lambda run: mean_elsewhere(run, away)
+    return [
+        Claim(
+            says=f"RetNet predicts better {place} than {{}}",
+            name=NAMES[name],
+            gap=gap_between(found.get(name), found.get(RETNET), values),
+        )
+        for place, values in places.items()
+        for name in PAPER
+        if name != RETNET
+    ]
 
 
 def _paper_table() -> Table:
