@@ -2,10 +2,14 @@
 
 from retnet.reproduce.experiment import Experiment
 from retnet.reproduce.experiments.extrapolation import Extrapolation
+from retnet.reproduce.experiments.figure5 import Figure5
 from retnet.reproduce.experiments.table5 import Table5
+from retnet.reproduce.experiments.table6 import Table6
+from retnet.reproduce.experiments.table8 import Table8
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (Table5(), Extrapolation())
+    experiment.name: experiment
+    for experiment in (Table5(), Table6(), Table8(), Figure5(), Extrapolation())
 }
 
 __all__ = ["EXPERIMENTS"]
