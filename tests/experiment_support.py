@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retnet.bench.table import Table
-from retnet.reproduce.cell import Cell, Metrics, Place, Result
+from retnet.reproduce.cell import Cell, Outcome, Place, Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.intervals import Claim, difference
 from retnet.reproduce.runner import Means
@@ -50,7 +50,7 @@ class Sum:
         assert place.work.exists()
         return 2.0
 
-    def run(self, place: Place) -> Metrics:
+    def run(self, place: Place) -> Outcome:
         begun = place.work / f"{self.model} {self.rate} {self.seed} {os.getpid()}"
         begun.touch()
         if self.die and not (place.work / "died").exists():
@@ -58,7 +58,9 @@ class Sum:
             os.kill(os.getpid(), signal.SIGKILL)
         while self.meet and len({name.split()[-1] for name in os.listdir(place.work)}) < 2:
             time.sleep(0.01)  # the test's time limit ends it
-        return {"valid_loss": abs(self.rate - 2.0) + len(self.model), "loss": float(self.seed)}
+        return Outcome(
+            {"valid_loss": abs(self.rate - 2.0) + len(self.model), "loss": float(self.seed)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

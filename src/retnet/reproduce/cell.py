@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from retnet.bench.machine import Provenance
 
@@ -27,6 +27,18 @@ class Place:
 
     work: Path
     root: Path
+
+
+class Outcome(NamedTuple):
+    """What a task found.
+
+    Attributes:
+        metrics: numbers by name.
+        lines: JSON objects that tell more, such as records of a bench.
+    """
+
+    metrics: Metrics
+    lines: Sequence[Mapping[str, Any]] = ()
 
 
 @runtime_checkable
@@ -51,7 +63,7 @@ class Task(Protocol):
         """The part of the settings that all cells of a comparison share, such as the text."""
         ...
 
-    def run(self, place: Place) -> Metrics:
+    def run(self, place: Place) -> Outcome:
         """Compute; called again after a kill, it may go on with what it left."""
         ...
 
@@ -98,6 +110,7 @@ class Result:
         terms: digest of its task's terms.
         settings: of its task.
         metrics: what was measured.
+        lines: what else the task has to tell.
         seconds: that it took.
         source: machine, versions and commit.
         utc: when it ended, ISO 8601.
@@ -110,6 +123,7 @@ class Result:
     terms: str
     settings: Mapping[str, Any]
     metrics: Metrics
+    lines: Sequence[Mapping[str, Any]] = ()
     seconds: float
     source: Provenance
     utc: str

@@ -31,7 +31,7 @@ def page_text(experiment: Experiment, scale_name: str, results: Sequence[Result]
     name = stem(experiment.name, scale_name)
     parts = [
         f"# {experiment.title}",
-        f"Scale `{scale_name}`: {scale(scale_name).about}. {experiment.about}",
+        f"{_scale_text(experiment, scale_name)} {experiment.about}",
         "## Verdict",
         verdict(report.claims),
         "## Ours",
@@ -68,6 +68,11 @@ def write_page(experiment: Experiment, scale_name: str, folder: Path) -> Path:
     save(figure, picture)
     write_atomic(page, lambda path: path.write_text(text, encoding="utf-8"))
     return page
+
+
+def _scale_text(experiment: Experiment, scale_name: str) -> str:
+    about = f": {scale(scale_name).about}" if experiment.reads_texts else ""
+    return f"Scale `{scale_name}`{about}."
 
 
 def _tables(tables: Sequence[Table]) -> list[str]:

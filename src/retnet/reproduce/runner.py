@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from retnet.bench.machine import Provenance, provenance
-from retnet.reproduce.cell import Cell, Metrics, Place, Result, digest
+from retnet.reproduce.cell import Cell, Outcome, Place, Result, digest
 from retnet.reproduce.experiment import Experiment, Plan, Setup
 from retnet.reproduce.results import append_result, read_results
 from retnet.reproduce.training import Stopped, cell_folder
@@ -153,7 +153,7 @@ class _Run:
         self._pace, self._tell = pace, tell
         self._results = read_results(means.results)
         self._ends = time.monotonic() + 60 * means.minutes
-        self._running: dict[Future[tuple[Metrics, float, Provenance]], Cell] = {}
+        self._running: dict[Future[tuple[Outcome, float, Provenance]], Cell] = {}
 
     def run(self) -> list[Result]:
         self._refuse_other_terms()
@@ -190,10 +190,10 @@ class _Run:
             future = executor.submit(run_cell, todo[0], self._means.place)
             self._running[future] = todo[0]
 
-    def _take(self, future: "Future[tuple[Metrics, float, Provenance]]") -> None:
+    def _take(self, future: "Future[tuple[Outcome, float, Provenance]]") -> None:
         cell = self._running.pop(future)
         try:
-            metrics, seconds, source = future.result()
+            found, seconds, source = future.result()
         except Stopped:
             raise KeyboardInterrupt from None
         result = Result(
@@ -203,7 +203,8 @@ class _Run:
             terms=digest(cell.task.terms()),
             labels=dict(cell.labels),
             settings=cell.task.settings(),
-            metrics=metrics,
+            metrics=found.metrics,
+            lines=found.lines,
             seconds=round(seconds, 2),
             source=source,
             utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -237,11 +238,11 @@ class _Run:
         )
 
 
-def run_cell(cell: Cell, place: Place) -> tuple[Metrics, float, Provenance]:
+def run_cell(cell: Cell, place: Place) -> tuple[Outcome, float, Provenance]:
     """Compute a cell, here or in another process; seconds and source are of that process."""
     begin = time.perf_counter()
-    metrics = cell.task.run(place)
-    return metrics, time.perf_counter() - begin, provenance()
+    found = cell.task.run(place)
+    return found, time.perf_counter() - begin, provenance()
 
 
 class _Here(Executor):

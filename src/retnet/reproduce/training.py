@@ -16,7 +16,7 @@ from retnet.bench.trainees import training_step
 from retnet.data import DataConfig
 from retnet.hub import load_checkpoint, to_dict
 from retnet.model import Decoder, DecoderConfig
-from retnet.reproduce.cell import Cell, Metrics, Place, digest
+from retnet.reproduce.cell import Cell, Metrics, Outcome, Place, digest
 from retnet.reproduce.measures import Measure
 from retnet.train import RunConfig, RunSection, TrainSection, train
 from retnet.train.loop import Diverged
@@ -91,7 +91,7 @@ class TrainTask:
         measures = [measure.settings() for measure in self.measures]
         return {"text": self.fingerprint, "train": train, "measures": measures}
 
-    def run(self, place: Place) -> Metrics:
+    def run(self, place: Place) -> Outcome:
         """Train, or go on training, and measure."""
         folder = place.work / "cells" / digest(self.settings())
         config = RunConfig(
@@ -103,7 +103,7 @@ class TrainTask:
         try:
             result = train(config, base=place.root, console=silent(), picture=False)
         except Diverged:
-            return {DIVERGED: 1.0}
+            return Outcome({DIVERGED: 1.0})
         if not result.finished:
             raise Stopped
         metrics: Metrics = {
@@ -116,7 +116,7 @@ class TrainTask:
             for measure in self.measures:
                 for metric, value in measure(reader, place).items():
                     metrics[f"{name}: {metric}" if name else metric] = value
-        return metrics
+        return Outcome(metrics)
 
     def seconds(self, place: Place) -> float:  # noqa: ARG002 - other tasks need it
         """By a few steps of fewer rows."""
