@@ -1,11 +1,18 @@
 """Run an experiment of the paper again on this machine; a killed one goes on where it was.
 
 NAME is one of
-  table5     RetNet and ten rivals at equal parameters and data: perplexity
-  positions  which mixers can tell where they are in a text of equal tokens (a minute)
+  table5         RetNet and ten rivals at equal parameters and data: perplexity
+  table6         RetNet without gate, head norm, decay or decays that differ
+  figure5        loss against size, RetNet and Transformer
+  figure6        decoding: memory, speed and latency, by `retnet bench decode`
+  table4         training: memory and speed, by `retnet bench train`
+  table8         the same last tokens from more and more context
+  extrapolation  position methods on texts far longer than in training
+  probes         recall, copying, needles, automata, positions: every mixer learns them
+  positions      which mixers can tell where they are in a text of equal tokens
 
 Example: retnet reproduce table5 --scale smoke
-         retnet reproduce table5 --data texts.toml --models retention attention --minutes 60
+         retnet reproduce table5 --data texts.toml --models retention rwkv --minutes 60
 """
 
 from collections.abc import Sequence

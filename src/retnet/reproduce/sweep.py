@@ -1,13 +1,14 @@
 """Models at equal terms: each tuned on one seed by the same learning rates, then other seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from retnet.model import DecoderConfig
 from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.experiment import Plan, Setup
 from retnet.reproduce.measures import Measure
+from retnet.reproduce.scales import Scale
 from retnet.reproduce.training import TUNED_BY, TrainTask
 
 TUNING_SEED = 0
@@ -34,9 +35,7 @@ def sweep(
     measures: tuple[Measure, ...],
     done: Mapping[str, Result],
 ) -> Plan:
-    """Each entrant with each learning rate on the first seed, then with its best on the others.
-
-    An entrant is finished before the next one begins, so that half a sweep is half a table.
+    """Train each entrant as `tuned` says.
 
     Args:
         setup: scale, texts and the entrants to run.
@@ -44,14 +43,34 @@ def sweep(
         measures: on each trained model.
         done: results by the keys of their cells.
     """
-    scale, ready, later = setup.scale, [], []
-    others = range(TUNING_SEED + 1, TUNING_SEED + scale.seeds)
 
     def cell(name: str, rate: float, seed: int) -> Cell:
         return training_cell(setup, name, entrants[name], rate, seed, measures)
 
-    for name in setup.chosen(list(entrants)):
-        tuned_as = entrants[name].tuned_as
+    names = {name: entrants[name].tuned_as for name in setup.chosen(list(entrants))}
+    return tuned(names, cell, setup.scale, done)
+
+
+def tuned(
+    names: Mapping[str, str],
+    cell: Callable[[str, float, int], Cell],
+    scale: Scale,
+    done: Mapping[str, Result],
+) -> Plan:
+    """Each name with each learning rate on the first seed, then with its best on the others.
+
+    A name is finished before the next one begins, so that half a sweep is half a table.
+
+    Args:
+        names: each with the one whose learning rate it takes; empty: it is tuned itself.
+        cell: makes the cell of a name, a learning rate and a seed.
+        scale: learning rates and seeds.
+        done: results by the keys of their cells.
+    """
+    ready: list[Cell] = []
+    later: list[Cell] = []
+    others = range(TUNING_SEED + 1, TUNING_SEED + scale.seeds)
+    for name, tuned_as in names.items():
         tuning = [cell(tuned_as or name, rate, TUNING_SEED) for rate in scale.rates]
         ready += tuning
         rate = best_rate([done[c.key] for c in tuning if c.key in done], len(tuning))

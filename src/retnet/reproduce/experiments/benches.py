@@ -148,8 +148,8 @@ class BenchExperiment:
             claims=self._claims(records),
             remarks=[
                 f"{len(results)} repetitions; the table and the picture are those of the last. "
-                "Claims are ratios of the other program's figures and ours, geometric means over models, "
-                "dtypes and batches, in each."
+                "Claims are ratios of the other program's figures and ours, geometric means over "
+                "models, dtypes and batches, in each."
             ],
             draw=lambda figure: self._draw(figure, records[-1]),
         )

@@ -23,6 +23,9 @@ MARKERS = "os^Dv<>"
 
 LOSS = "loss"
 
+RETNET = ("retention", "RetNet")
+"""What tables call it; its mark is larger."""
+
 
 def domain_measures(setup: Setup) -> tuple[Measure, ...]:
     """The loss of each text in windows as long as those of training."""
@@ -149,7 +152,7 @@ def draw_domains(
     for panel, text in zip(panels, texts, strict=True):
         for place, name in enumerate(order):
             values = estimate(perplexities(found[name], text))
-            first = name == "retention"
+            first = name in RETNET
             panel.errorbar(
                 values.mean,
                 place,
