@@ -146,7 +146,8 @@ class Result:
                 f"{text:.60} is no result of schema {SCHEMA}; the version that wrote it reads it"
             )
         try:
-            return cls(**{**line, "source": Provenance(**line["source"])})
+            source, lines = Provenance(**line["source"]), tuple(line.get("lines", ()))
+            return cls(**{**line, "source": source, "lines": lines})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{text:.60} is no whole result ({error}); delete the line") from None
 
