@@ -88,4 +88,4 @@ def test_how_much_is_kept_is_an_option(
     )
     status, _, err = run("serve", checkpoint, "--data-dir", tmp_path / "data", "--max-age", -1)
     assert status == FAILED
-    assert "must be 0 or more" in err
+    assert "must be positive" in err
