@@ -50,7 +50,9 @@ class Texts:
             QueueFull: they cannot wait either.
         """
         if not context.worker.alive:
-            raise ApiError(503, "the engine has failed; the server must be restarted")
+            raise ApiError(
+                503, "the engine has failed; the server must be restarted", code="engine_failed"
+            )
         try:
             self.run = context.worker.submit(requests)
         except ValueError as error:
@@ -118,7 +120,9 @@ class Texts:
         }
 
     def _failure(self, request: Request, message: str) -> ApiError:
-        if self._context.draining or not self._context.worker.alive:
+        if not self._context.worker.alive:
+            return ApiError(503, message, code="engine_failed")
+        if self._context.draining:
             return ApiError(503, message, code="shutting_down")
         if request.grammar is not None or request.logit_bias:
             return ApiError(400, message, code="no_token_left")
