@@ -18,7 +18,8 @@ NAME is one of
   sessions  10,000 sessions on disk: resuming one, committing a turn, forking
   gpu       the next three on a CUDA device: ten minutes
   gpu-ops     retention alone, beside flash-linear-attention and attention
-  gpu-train, gpu-decode  1.3 and 6.7 billion parameters, beside attention
+  gpu-train   training steps of 1.3 billion parameters, beside attention
+  gpu-decode  decoding with 6.7 billion, likewise
 
 Example: retnet bench forms --quick
 """
@@ -44,11 +45,11 @@ class Options:
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """What to measure."""
     quick: FlagCreatePairsOff[bool] = False
-    """Toy sizes, to see that everything works."""
+    """Toy sizes, to see that it works."""
     checkpoint: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Measure this model; for forms and decode."""
     minutes: Annotated[float | None, arg(metavar="N")] = None
-    """Of a soak."""
+    """Of soak."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("benchmarks/results")
     """Where results are added."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
