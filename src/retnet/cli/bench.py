@@ -47,7 +47,7 @@ class Options:
     quick: FlagCreatePairsOff[bool] = False
     """Toy sizes, to see that it works."""
     checkpoint: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """Measure this model; for forms and decode."""
+    """For forms and decode: this model."""
     minutes: Annotated[float | None, arg(metavar="N")] = None
     """Of soak."""
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("benchmarks/results")
