@@ -11,10 +11,10 @@ NAME is one of
   forms     how far the forms of a model disagree, in three precisions
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
-  serve     the engine of `retnet serve`: beside plain decoding, alone and in company
-  beside    that engine beside the continuous batching of transformers, after 8,192 tokens
+  serve     the engine of `retnet serve` beside plain decoding; alone, in company
+  beside    that engine beside the continuous batching of transformers
   load      clients at a server: requests, tokens, waiting, what HTTP costs
-  soak      a server in use for ten minutes, killed half way: what is lost, what leaks
+  soak      a server in use for ten minutes, killed half way: what is lost
   sessions  10,000 sessions on disk: resuming one, committing a turn, forking
   gpu       the next three on a CUDA device: ten minutes
   gpu-ops     retention alone, beside flash-linear-attention and attention
