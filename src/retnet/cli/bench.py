@@ -7,11 +7,11 @@ NAME is one of
   rwkv      RWKV-4: training, prompts and decoding, beside transformers and rwkv
   train     whole training steps, beside other people's decoders of equal size
   prefill   reading a prompt, likewise, and a text of a million tokens
-  decode    time and memory of the next token after texts of any length, likewise
+  decode    time and memory of the next token after texts of any length
   forms     how far the forms of a model disagree, in three precisions
   document  memory of training on a document of a million tokens, state carried
   kills     a run killed 200 times beside one never interrupted (20 minutes)
-  serve     the engine of `retnet serve` beside plain decoding; alone, in company
+  serve     the engine of `retnet serve` alone, in company, beside decoding
   beside    that engine beside the continuous batching of transformers
   load      clients at a server: requests, tokens, waiting, what HTTP costs
   soak      a server in use for ten minutes, killed half way: what is lost
@@ -53,7 +53,7 @@ class Options:
     out: Annotated[Path, arg(metavar="FOLDER")] = Path("benchmarks/results")
     """Where results are added."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Then write the tables of this Markdown page again."""
+    """Write this page's tables again."""
 
 
 def main(words: Sequence[str]) -> None:
