@@ -42,7 +42,11 @@ COMMANDS = {
         "retnet serve runs/demo --port 8000",
     ),
     "evaluate": Command("score a model on your text files", "retnet evaluate runs/demo notes.txt"),
-    "reproduce": Command("run an experiment again on this machine", "retnet reproduce positions"),
+    "reproduce": Command(
+        "run the paper's tables and figures again on this machine",
+        "retnet reproduce table5 --scale smoke",
+        "stopped; the same command goes on from there",
+    ),
     "convert": Command(
         "turn a checkpoint of another program into ours, or back",
         "retnet convert model.safetensors runs/theirs",

@@ -72,19 +72,27 @@ class Report:
 
 @runtime_checkable
 class Experiment(Protocol):
-    """A table or a figure.
+    """A table or a figure."""
 
-    Attributes:
-        name: of the command.
-        title: of the page.
-        about: what is compared, in a paragraph.
-        reads_texts: whether it needs texts.
-    """
+    @property
+    def name(self) -> str:
+        """Of the command."""
+        ...
 
-    name: str
-    title: str
-    about: str
-    reads_texts: bool
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """What is compared, in a paragraph."""
+        ...
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it needs texts."""
+        ...
 
     def plan(self, setup: Setup, done: Mapping[str, Result]) -> Plan:
         """The cells, given the results that there are, by the keys of their cells.

@@ -1,13 +1,14 @@
 """Scales: how large models are, how much they read and how often, from seconds to the paper's."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from retnet.data import TokenizerConfig
 from retnet.model import DecoderConfig, preset
 from retnet.reproduce.texts import Amounts
 from retnet.train import TrainSection
 
-QUIET = {"eval_every": 0, "sample_tokens": 0, "keep": 1}
+QUIET: dict[str, Any] = {"eval_every": 0, "sample_tokens": 0, "keep": 1}
 """Of a run that only its end counts of."""
 
 

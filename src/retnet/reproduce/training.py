@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class TrainTask:
         tests = sum(measure.tokens for measure in self.measures) * (1 + len(self.variants))
         return self.train.steps * self.train.tokens_per_step + FORWARD * tests
 
-    @cached_property
+    @property
     def kind(self) -> str:
         """Models that are alike take the same time for a token."""
         return digest({"model": to_dict(self.model), "seq_len": self.train.seq_len})

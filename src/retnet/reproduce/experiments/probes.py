@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +78,7 @@ class ProbeTask:
         lengths = sum(self._task.test_lengths) / self._task.train_length
         return self.train.steps + self.test_batches * lengths
 
-    @cached_property
+    @property
     def kind(self) -> str:
         """Alike for equal models and probes."""
         return digest({"model": to_dict(self.model), "probe": self.probe})
