@@ -1,6 +1,7 @@
 """A store in a folder, and one in Redis: the same tests for both."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,17 @@ from retnet.serve.sessions import Identity, Limits, SessionStore, identify
 from session_support import Place, small_model
 
 Open = Callable[..., SessionStore]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has one: a killed process loses nothing of it either."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="retnet-", dir=memory) as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -174,3 +174,20 @@ def test_a_locked_index_is_told(
         store.commit("text", "", made_turn(identity, 0), None)
     other.close()
     store.commit("text", "", made_turn(identity, 0), None)
+
+
+def test_a_damaged_index_is_told(open_folder: Open, identity: Identity, tmp_path: Path) -> None:
+    store = open_folder()
+    commit_turns(store, identity, 3)
+    store.close()
+    path = tmp_path / "data/index.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))  # the first page is whole
+    damaged = open_folder()
+    for call in (
+        lambda: damaged.get("text", ""),
+        lambda: damaged.list(""),
+        lambda: damaged.commit("text", "", made_turn(identity, 0), None),
+    ):
+        with pytest.raises(SessionsUnavailable, match="malformed"):
+            call()

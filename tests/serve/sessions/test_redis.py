@@ -85,10 +85,7 @@ def test_a_server_that_is_down_is_told_and_is_used_again_when_it_is_back(
     own_server.kill()
     for call in (
         lambda: store.get("text", ""),
-        lambda: store.turns("text", ""),
-        lambda: store.list(""),
         lambda: store.commit("text", "", made_turn(identity, 1), version),
-        lambda: store.fork("text", "new", ""),
         lambda: open_store(own_server.address),
     ):
         with pytest.raises(SessionsUnavailable, match=r"Redis cannot be reached .*try again"):

@@ -146,7 +146,7 @@ class Folder:
             yield
         except FileNotFoundError:
             raise  # of a state, see `load`
-        except (OSError, sqlite3.OperationalError, safetensors.SafetensorError) as error:
+        except (OSError, sqlite3.DatabaseError, safetensors.SafetensorError) as error:
             raise SessionsUnavailable(
                 f"sessions cannot be kept in {self._folder} ({error}); what was kept is as it was: "
                 "see whether the disk is full, and try again"
