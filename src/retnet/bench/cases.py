@@ -313,7 +313,7 @@ class LoadCase:
         clients: at once.
         requests: of a turn.
         preset: the decoder's name; its tokens are bytes.
-        weights: how the model computes, see `retnet.model.pack`.
+        weights: how the model computes, see `retnet.model.pack`; `saved` is as it is.
         running: texts that the server writes at once.
         turns: of the server and of the engine alone.
         suite: whether the suite of all benches measures it too.
@@ -322,7 +322,7 @@ class LoadCase:
     clients: int
     requests: int
     preset: str = "small-16m"
-    weights: Weights = "float32"
+    weights: Weights | Literal["saved"] = "float32"
     running: int = 16
     turns: int = 2
     suite: bool = False
@@ -524,7 +524,15 @@ LOADS = {
     for clients, requests in ((1, 8), (4, 16), (16, 48), (32, 64))
 }
 QUICK_LOADS = {
-    "2 clients": LoadCase(clients=2, requests=4, preset="small-1m", running=2, turns=1, suite=True)
+    "2 clients": LoadCase(
+        clients=2,
+        requests=4,
+        preset="small-1m",
+        weights="saved",
+        running=2,
+        turns=1,
+        suite=True,
+    )
 }
 BESIDES = {"small, 8192, 4": BesideCase(context=8192, rows=4, written=128)}
 QUICK_BESIDES = {

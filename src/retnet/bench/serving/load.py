@@ -135,7 +135,8 @@ def _alone(case: LoadCase, asks: Sequence[Ask]) -> float:
     """Seconds of an engine that is always given so many requests at once."""
     tokenizer = Tokenizer.bytes()
     model = fresh(preset(case.preset, vocab_size=tokenizer.vocab_size)).eval()
-    config = EngineConfig(max_running=case.running, weights=case.weights)
+    weights = None if case.weights == "saved" else case.weights
+    config = EngineConfig(max_running=case.running, weights=weights)
     engine = Engine(model, tokenizer, config)
     requests = (
         Request(
