@@ -521,7 +521,7 @@ SOAK = SoakCase(minutes=10.0)
 QUICK_SOAK = SoakCase(minutes=0.05, clients=8, running=2, queue=2, kept=20, replays=2, turns=3)
 LOADS = {
     f"{clients} clients": LoadCase(clients=clients, requests=requests)
-    for clients, requests in ((1, 8), (4, 16), (16, 48), (32, 64))
+    for clients, requests in ((1, 8), (4, 16), (16, 48), (32, 48))
 }
 QUICK_LOADS = {
     "2 clients": LoadCase(

@@ -81,7 +81,7 @@ def test_texts_are_written_between_the_layers_of_a_prompt(model: Decoder) -> Non
     before, events = engine.stats.tokens_generated, []
     while engine.stats.tokens_read < len(LONG):
         events += engine.step()
-    assert engine.stats.tokens_generated - before >= 5 * len(model.layers)
+    assert engine.stats.tokens_generated - before >= 2 * len(model.layers)
     assert tokens_of(events + run(engine), handle) == want
 
 

@@ -7,7 +7,9 @@ GAP = 1.9
 """Most time between two tokens of a text beside a prompt that is read, in times without one."""
 PASS_STEPS = 8
 """Steps that a pass over pieces of prompts may take: what a newcomer waits for at most."""
-MOST_CHANGE = 1.5
+FIRST = 64
+"""Tokens of the first pass."""
+MOST_CHANGE = 2.0
 """Factor by which the budget changes at most from one pass to the next."""
 
 
@@ -22,14 +24,14 @@ class Pace:
     """
 
     def __init__(self, least: int, most: int, fixed: int | None = None) -> None:
-        """Begin with few tokens.
+        """Begin with few tokens, of which a layer is read as quickly as of fewer.
 
         Args:
             least: of tokens in a pass.
             most: likewise.
             fixed: a budget that nothing changes, read in one step; None to learn one.
         """
-        self.budget = least if fixed is None else fixed
+        self.budget = min(max(least, FIRST), most) if fixed is None else fixed
         self._least, self._most, self._fixed = least, most, fixed
         self._aim = float(self.budget)
         self._quiet: dict[int, float] = {}  # seconds of a step by its rows, where nothing is read
