@@ -5,7 +5,7 @@ continued as one batch, and each alone. The model is fresh, its tokens are numbe
 ends a text before its time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -72,11 +72,12 @@ def bench_serve(session: Session) -> None:
         gate.require()
         fields = {"model": case.preset, "parameters": model.num_parameters(), "B": case.rows}
         exact: Weights = "float32"
-        for what, measure, weights in (
+        loads: tuple[tuple[str, Callable[[Decoder, ServeCase], Result], Weights], ...] = (
             ("the engine beside plain decoding", _beside_decoding, exact),
             ("requests alone and in company", _company, exact),
             ("a long prompt beside texts", _long_prompt, case.long_weights),
-        ):
+        )
+        for what, measure, weights in loads:
             session.begin(f"serve {case.preset}: {what}")
             extra, metrics, verdict = measure(pack(model, weights), case)
             session.recorder.add(BENCH, fields | {"dtype": weights} | extra, metrics, verdict)
