@@ -11,7 +11,7 @@ from retnet.bench.page import update_docs
 from retnet.bench.picture import spread_out
 from retnet.bench.prefill_plot import plot_prefill
 from retnet.bench.record import Gate, Record, Recorder
-from retnet.bench.tables import TABLES, decode_table, ops_table, train_table
+from retnet.bench.tables import SOAK_ROWS, TABLES, decode_table, ops_table, train_table
 from retnet.bench.targets import targets_table
 from retnet.bench.timing import Spread
 from retnet.bench.train_plot import plot_train
@@ -129,6 +129,18 @@ def fill(folder: Path, *, quick: bool = False) -> list[Record]:
     for load in ("requests", "long prompt"):
         case = {"parameters": 10**7, "B": 16, "load": load}
         made.add("serve/engine", case, {"b_ms": one(2.0), "a_ms": one(1.0)}, PASSED)
+    for by in ("transformers", "retnet"):
+        case = {"model": "small", "context": 8192, "B": 4, "by": by, "dtype": "float32"}
+        speeds = {"tokens_per_s": one(9.0), "tokens_per_s_with_reading": one(3.0)}
+        made.add("serve/beside", case, speeds, PASSED)
+    waits = ("first_token_ms", "between_tokens_ms", "whole_answer_ms")
+    of_load = ("requests_per_s", "tokens_per_s", "share_of_engine")
+    of_load += tuple(f"{wait}_p{percent}" for wait in waits for percent in (50, 95, 99))
+    for clients in (16, 1):
+        case = {"model": "small", "B": 16, "clients": clients}
+        made.add("serve/load", case, {name: one(1.0) for name in of_load}, PASSED)
+    case = {"model": "small", "minutes": 10.0, "clients": 20, "B": 8, "queue": 6}
+    made.add("serve/soak", case, {name: one(1.0) for name in SOAK_ROWS}, PASSED)
     metrics = {"float32/matmul_gflops": one(200.0), "copy_gb_per_s": one(10.0)}
     made.add("machine", {"width": 2048}, metrics, PASSED)
     return made.records

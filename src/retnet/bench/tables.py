@@ -259,34 +259,37 @@ def load_table(records: Iterable[Record]) -> Table:
     return make_table("Load", columns, labels, rows, records)
 
 
+SOAK_ROWS = {
+    "sent": "requests sent",
+    "completed": "completed",
+    "refused": "refused: the queue is full, or the session is busy",
+    "aborted": "the client left",
+    "cut": "the connection broke with the server's end",
+    "lost": "lost",
+    "completed_per_s": "completed per second",
+    "conversations": "conversations at the end",
+    "turns_before_the_kill": "their turns acknowledged before SIGKILL, all there after it",
+    "turns": "their turns acknowledged in all, all there",
+    "replayed": "conversations had again uninterrupted",
+    "replayed_to_a_tie": "of these, up to two tokens equally likely",
+    "leaked_rows": "places held once all was quiet",
+    "restart_s": "seconds from SIGKILL to a server that listens",
+    "rss_mib_1": "memory before SIGKILL, MiB",
+    "rss_mib_2": "memory at the end, MiB",
+    "rss_slope_kb_per_minute_1": "its slope before SIGKILL, kB/minute",
+    "rss_slope_kb_per_minute_2": "its slope after it, kB/minute",
+}
+"""What a soak counts, and what it is called."""
+
+
 def soak_table(records: Iterable[Record]) -> Table:
     """A server in use for minutes: how requests ended, what was kept, what memory did."""
     records = [record for record in records if record.bench == "serve/soak"]
-    names = {
-        "sent": "requests sent",
-        "completed": "completed",
-        "refused": "refused: the queue is full, or the session is busy",
-        "aborted": "the client left",
-        "cut": "the connection broke with the server's end",
-        "lost": "lost",
-        "completed_per_s": "completed per second",
-        "conversations": "conversations at the end",
-        "turns_before_the_kill": "their turns acknowledged before SIGKILL, all there after it",
-        "turns": "their turns acknowledged in all, all there",
-        "replayed": "conversations had again uninterrupted",
-        "replayed_to_a_tie": "of these, up to two tokens equally likely",
-        "leaked_rows": "places held once all was quiet",
-        "restart_s": "seconds from SIGKILL to a server that listens",
-        "rss_mib_1": "memory before SIGKILL, MiB",
-        "rss_mib_2": "memory at the end, MiB",
-        "rss_slope_kb_per_minute_1": "its slope before SIGKILL, kB/minute",
-        "rss_slope_kb_per_minute_2": "its slope after it, kB/minute",
-    }
     labels, rows = [], []
     fields = ("model", "minutes", "clients", "B", "queue")
     for (model, minutes, clients, B, queue), metrics in pivot(records, *fields).items():
         about = f"{clients} clients, {B} places, {queue} may wait"
-        for metric, said in names.items():
+        for metric, said in SOAK_ROWS.items():
             labels.append((str(model), f"{float(minutes):g} minutes", about, said))
             rows.append((number(metrics[metric].median),))
     return make_table("A server in use", ("what", "count"), labels, rows, records)
