@@ -30,7 +30,7 @@ TUNED_BY = "valid_loss"
 FORWARD = 1 / 3
 """Of the time that a token takes in training, to read it in a test."""
 
-PROBE = Effort(warmup=1, min_rounds=2, budget_s=0.2)
+PROBE = Effort(warmup=1, min_rounds=3, budget_s=1.0)
 PROBE_ROWS = 2
 
 
