@@ -92,7 +92,8 @@ def _how(experiment: Experiment, scale_name: str, report: Report, results: Seque
         f"{'; '.join(machines)}; {'; '.join(versions)}; commit {', '.join(commits)}; "
         f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}.",
         f"Every result with its settings is a line of `{stem(experiment.name, scale_name)}.jsonl`. "
-        f"Again: `retnet reproduce {experiment.name} --scale {scale_name}`.",
+        f"Again, with the same texts and budget: `retnet reproduce {experiment.name} --scale "
+        f"{scale_name}`.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -67,7 +67,7 @@ def _smoke() -> Scale:
 def _cpu() -> Scale:
     return Scale(
         name="cpu",
-        about="about a million parameters and a million tokens each, a minute or two on a core",
+        about="about a million parameters, minutes on a core for each run",
         model=preset("small-1m"),
         train=TrainSection(
             steps=500,
@@ -93,7 +93,7 @@ def _cpu() -> Scale:
 def _gpu() -> Scale:
     return Scale(
         name="gpu",
-        about="125 million parameters and half a billion tokens each, hours on a GPU",
+        about="125 million parameters, hours on a GPU for each run",
         model=preset("small-125m"),
         train=TrainSection(
             steps=8000,
