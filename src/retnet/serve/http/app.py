@@ -18,6 +18,7 @@ from retnet.serve.http.chat_template import ChatTemplate
 from retnet.serve.http.context import Context, Limits
 from retnet.serve.http.expiring import expiring
 from retnet.serve.http.gate import Gate
+from retnet.serve.http.heap import tidy_heap
 from retnet.serve.http.keys import Keys
 from retnet.serve.http.metrics import Metrics
 from retnet.serve.http.schemas import ErrorAnswer
@@ -70,7 +71,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         context.worker.start()
-        async with expiring(context):
+        async with expiring(context), tidy_heap():
             yield
         await context.worker.stop()
 
