@@ -1,6 +1,6 @@
 """Serve a model over HTTP, as OpenAI's clients expect it.
 
-Memory is known at the start and does not grow. /health, /metrics and /v1 are there.
+Memory is known at the start and does not grow. / is a page; /health, /metrics and /v1 are there.
 
 Example: retnet serve runs/demo --port 8000 --data-dir sessions
 """

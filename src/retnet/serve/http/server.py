@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -89,7 +90,9 @@ class Server(uvicorn.Server):
         for listening in self.servers:
             for socket in listening.sockets:
                 host, port = socket.getsockname()[:2]
-                log.info('{"event": "listening", "host": "%s", "port": %d}', host, port)
+                page = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+                line = {"event": "listening", "host": host, "port": port, "page": page}
+                log.info(json.dumps(line))
 
     def _end(self, number: int, _: object) -> None:
         self._loop.call_soon_threadsafe(self._drain, number)
