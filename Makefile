@@ -27,7 +27,7 @@ demo: $(READY)  ## the whole story in about two minutes: train, score, generate,
 
 test: check $(OLD_HF)/.ready  ## everything CI checks: `check`, then the tests and every example in the docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype --ignore=$(COMPILED) $(SHAPED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 $(addprefix --ignore=,$(SHAPED))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(SHAPED))
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(COMPILED)
 	OMP_NUM_THREADS=1 $(OLD_HF)/bin/python -m pytest tests/hf
 

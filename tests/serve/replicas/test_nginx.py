@@ -27,6 +27,9 @@ class Front(NamedTuple):
     redis: RedisServer
 
 
+pytestmark = pytest.mark.xdist_group("nginx")  # one worker starts the servers, once
+
+
 @pytest.fixture(scope="module")
 def front(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("front")
@@ -110,8 +113,10 @@ def test_bodies_and_errors_pass_through(front: Front) -> None:
     assert requests.post(url, json=body, timeout=60).ok
     reply = requests.post(url, json={**body, "prompt": "x" * (5 << 20)}, timeout=60)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
-    data = requests.get(f"{front.url}/v1/sessions/shared/state", timeout=30).content
-    assert requests.put(f"{front.url}/v1/sessions/copy/state", data=data, timeout=30).ok
+    complete(front.client, "w", "whole file")
+    data = requests.get(f"{front.url}/v1/sessions/whole file/state", timeout=30).content
+    reply = requests.put(f"{front.url}/v1/sessions/copy/state", data=data, timeout=30)
+    assert reply.ok, reply.text
     requests.delete(f"{front.url}/v1/sessions/copy", timeout=30)
 
 
