@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from retnet.serve.http.background import in_background
 from retnet.serve.http.chained import OWNERS
 from retnet.serve.http.context import Context
 from retnet.serve.sessions import SessionStore
@@ -22,12 +23,8 @@ async def expiring(context: Context) -> AsyncIterator[None]:
     if context.sessions is None:
         yield
         return
-    going = asyncio.create_task(_go_on(context, context.sessions))
-    try:
+    async with in_background(_go_on(context, context.sessions)):
         yield
-    finally:
-        going.cancel()
-        await asyncio.wait((going,))
 
 
 async def _go_on(context: Context, store: SessionStore) -> None:

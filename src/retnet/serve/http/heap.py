@@ -5,6 +5,8 @@ import ctypes
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from retnet.serve.http.background import in_background
+
 EVERY_S = 60.0
 M_ARENA_MAX = -8
 """Number of the setting in mallopt(3)."""
@@ -27,12 +29,8 @@ async def tidy_heap(every_s: float = EVERY_S) -> AsyncIterator[None]:
         yield
         return
     library.mallopt(M_ARENA_MAX, MOST_HEAPS)
-    going = asyncio.create_task(_go_on(trim, every_s))
-    try:
+    async with in_background(_go_on(trim, every_s)):
         yield
-    finally:
-        going.cancel()
-        await asyncio.wait((going,))
 
 
 async def _go_on(trim: Callable[[int], int], every_s: float) -> None:
