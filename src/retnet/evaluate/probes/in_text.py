@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retnet.data import Tokenizer, TokenStream
 from retnet.evaluate.losses import Interval, mean_interval
-from retnet.evaluate.probes.probe import IGNORED
+from retnet.evaluate.probes.probe import IGNORED, empty_targets
 from retnet.evaluate.reading import CALL_TOKENS
 from retnet.model import Decoder, select_rows
 
@@ -202,7 +202,7 @@ def _log_probabilities(
     _, state = model.hidden(torch.tensor([text[:-1]], device=device))
     longest = max(map(len, answers))
     inputs = torch.zeros(len(answers), longest, dtype=torch.int64)
-    targets = torch.full_like(inputs, IGNORED)
+    targets = empty_targets(inputs)
     for row, answer in enumerate(answers):
         inputs[row, : len(answer)] = torch.tensor([text[-1], *answer[:-1]])
         targets[row, : len(answer)] = torch.tensor(answer)

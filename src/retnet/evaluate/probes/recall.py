@@ -13,7 +13,6 @@ from retnet.evaluate.probes.probe import (
     empty_targets,
     weighted_choice,
 )
-from retnet.ops.cross_entropy import IGNORED
 
 ZOOLOGY = "Arora et al. 2023, arXiv:2312.04927, section 3 (MQAR)"
 
@@ -137,7 +136,7 @@ def needle(*, depth: float | None = None, vocab_size: int = 64) -> Probe:
             at = torch.full((batch, 1), math.floor(depth * last + 0.5))
         tokens.scatter_(1, at, torch.ones_like(at))
         tokens[:, -1] = 0
-        targets = torch.full_like(tokens, IGNORED)
+        targets = empty_targets(tokens)
         targets[:, -1:] = tokens.gather(1, at + 1)
         return Examples(tokens, targets)
 

@@ -49,6 +49,19 @@ def mean_elsewhere(run: Runs, away: Sequence[str]) -> dict[int, float]:
     }
 
 
+def losses_by_place(
+    results: Sequence[Result],
+) -> dict[str, Callable[[Runs], Mapping[int, float]]]:
+    """Each seed's loss in domain and, where there are other domains, the mean of those."""
+    home, *away = domains(results)
+    places: dict[str, Callable[[Runs], Mapping[int, float]]] = {
+        f"on {home}": lambda run: run.values(f"loss {home}")
+    }
+    if away:
+        places["on other domains"] = lambda run: mean_elsewhere(run, away)
+    return places
+
+
 def gap_between(
     left: Runs | None, right: Runs | None, values: Callable[[Runs], Mapping[int, float]]
 ) -> Estimate | None:

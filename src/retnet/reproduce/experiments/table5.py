@@ -10,10 +10,9 @@ from retnet.reproduce.cell import Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.experiments.domains import (
     domain_measures,
-    domains,
     draw_domains,
     gap_between,
-    mean_elsewhere,
+    losses_by_place,
     perplexity_table,
     tuning_remarks,
 )
@@ -101,10 +100,6 @@ def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
 
 def _claims(found: Mapping[str, Runs], results: Sequence[Result]) -> list[Claim]:
     """That RetNet predicts better than each rival, in domain and elsewhere; the paper's first."""
-    home, *away = domains(results)
-    places = {f"on {home}": lambda run: run.values(f"loss {home}")}
-    if away:
-        places["on other domains"] = lambda run: mean_elsewhere(run, away)
     groups = {
         "": [name for name in RIVALS if name in PAPER],
         ", not in the paper's table": [name for name in RIVALS if name not in PAPER],
@@ -116,7 +111,7 @@ def _claims(found: Mapping[str, Runs], results: Sequence[Result]) -> list[Claim]
             gap=gap_between(found.get(name), found.get(RETNET), values),
         )
         for addition, names in groups.items()
-        for place, values in places.items()
+        for place, values in losses_by_place(results).items()
         for name in names
     ]
 

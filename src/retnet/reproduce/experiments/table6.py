@@ -11,10 +11,9 @@ from retnet.reproduce.cell import Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.experiments.domains import (
     domain_measures,
-    domains,
     draw_domains,
     gap_between,
-    mean_elsewhere,
+    losses_by_place,
     perplexity_table,
     tuning_remarks,
 )
@@ -85,17 +84,13 @@ def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
 
 def _claims(found: Mapping[str, Runs], results: Sequence[Result]) -> list[Claim]:
     """That each change makes RetNet worse, in domain and elsewhere."""
-    home, *away = domains(results)
-    places = {f"on {home}": lambda run: run.values(f"loss {home}")}
-    if away:
-        places["on other domains"] = lambda run: mean_elsewhere(run, away)
     return [
         Claim(
             says=f"RetNet predicts worse {place} with {{}}",
             name=name,
             gap=gap_between(found.get(name), found.get(RETNET), values),
         )
-        for place, values in places.items()
+        for place, values in losses_by_place(results).items()
         for name in PAPER
         if name != RETNET
     ]
