@@ -47,7 +47,7 @@ def plot_load(records: Iterable[Record], path: Path) -> None:
     waits.set_yscale("log")
     waits.yaxis.set_major_formatter("{x:,g}")
     waits.set_title("waiting, ms", loc="left", fontsize=10.5)
-    waits.legend(frameon=False, fontsize=8)
+    waits.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (speed, waits):
         axes.set_xticks(list(places), [str(number) for number in clients])
         axes.set_xlabel("clients at once")
