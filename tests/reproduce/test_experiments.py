@@ -60,6 +60,7 @@ def small(folder: Path, *models: str, rates: tuple[float, ...] = (3e-3,)) -> tup
         ("figure5", ("RetNet 32 x 1", "Transformer 32 x 1", "RetNet 64 x 1"), 3, "falls faster"),
         ("extrapolation", ("RetNet", "RoPE", "HFWA"), 3, "better than RoPE at 256"),
         ("probes", ("retention",), 8, "recalls many keys better than"),
+        ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights does"),
     ],
 )
 def test_an_experiment_runs_and_writes_its_page(
@@ -213,7 +214,42 @@ def test_probes_are_learned_from_examples_that_are_not_those_of_the_test(tmp_pat
     assert found == again
     first = task.run(Place(work=tmp_path, root=tmp_path)).metrics
     assert found["valid_loss"] < first["valid_loss"]
-    assert set(found) == {"valid_loss", "accuracy @ 64", "exact @ 64"}
+    assert set(found) == {"valid_loss", "operations", "accuracy @ 64", "exact @ 64"}
+
+
+def test_layouts_are_compared_at_equal_parameters_and_nearly_equal_work() -> None:
+    sized = replace(scale("cpu"), seeds=1, rates=(1.0,))
+    plan = EXPERIMENTS["lm-layouts"].plan(_setup_of(sized, None), {})
+    sizes: dict[str, int] = {}
+    for cell in plan.cells:
+        layout, _, task = str(cell.labels["model"]).partition(" on ")
+        if task == "sort":
+            sizes[layout] = cell.task.settings()["parameters"]
+    assert sizes["prefix-LM"] == sizes["decoder-only"]
+    assert sizes["RetNet, decoder-only"] == pytest.approx(sizes["decoder-only"], rel=0.02)
+    assert 2 < sizes["encoder-decoder"] / sizes["decoder-only"] < 2.5
+
+
+def test_a_layout_that_wins_is_told_so() -> None:
+    """Losses made up so that weights help and sight does not."""
+    measured = {"operations": 1e6, "accuracy @ 40": 0.5}
+    losses = {
+        "decoder-only": 0.5,
+        "prefix-LM": 0.6,
+        "encoder-decoder": 0.3,
+        "encoder-decoder, causal encoder": 0.2,
+        "encoder-decoder, mixed encoder": 0.1,
+        "RetNet, decoder-only": 0.4,
+    }
+    results = [
+        _result(f"{layout} on sort", 0.1, seed, {**measured, "valid_loss": loss})
+        for layout, loss in losses.items()
+        for seed in range(2)
+    ]
+    report = EXPERIMENTS["lm-layouts"].report(results)
+    outcomes = {claim.text: claim.outcome for claim in report.claims if claim.name == "sort"}
+    assert set(outcomes.values()) == {"holds"}
+    assert len(outcomes) == 5
 
 
 def test_pages_of_the_docs_are_what_their_results_give() -> None:

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retnet.data import Batch
 from retnet.model import Decoder, DecoderConfig, preset
 from retnet.train import TrainSection
-from retnet.train.examples import train_on_examples
+from retnet.train.examples import Pair, train_on_examples
 from retnet.train.loop import Diverged
 
 TRAIN = TrainSection(steps=30, batch_size=8, seq_len=6, learning_rate=1e-2, warmup_steps=3)
@@ -20,14 +19,14 @@ def config() -> DecoderConfig:
     return replace(small, layers=(replace(small.layers[0], repeat=1),))
 
 
-def successors() -> Iterator[Batch]:
+def successors() -> Iterator[Pair]:
     """Each target is the token at its own place plus one; the first place asks nothing."""
     generator = torch.Generator().manual_seed(0)
     while True:
         tokens = torch.randint(5, (8, 6), generator=generator)
         targets = (tokens + 1) % 5
         targets[:, 0] = -100
-        yield Batch(tokens, targets, torch.zeros_like(tokens, dtype=torch.bool))
+        yield tokens, targets
 
 
 def test_a_model_learns_what_stands_at_the_same_place() -> None:

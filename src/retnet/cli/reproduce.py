@@ -9,6 +9,7 @@ NAME is one of
   table8         the same last tokens from more and more context
   extrapolation  position methods on texts far longer than in training
   probes         recall, copying, needles, automata, positions: every mixer learns them
+  lm-layouts     decoder-only, prefix-LM, encoder-decoder: sight or weights?
   positions      which mixers can tell where they are in a text of equal tokens
 
 Example: retnet reproduce table5 --scale smoke

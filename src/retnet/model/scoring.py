@@ -1,16 +1,42 @@
 """Score text: the negative log-likelihood that training, evaluation and reports all use."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from retnet.model.decoder import Decoder
 from retnet.model.state import DecoderState
 from retnet.ops import SequenceRanks
 from retnet.ops.cross_entropy import IGNORED, linear_cross_entropy
+
+
+class TokenModel(Protocol):
+    """What reads whole rows of token ids: a `Decoder`, or a model of another layout."""
+
+    lm_head: nn.Linear
+
+    def hidden(self, tokens: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T D"], Any]:
+        """Vectors that the head makes predictions of, and the state after the last."""
+        ...
+
+    def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits of hidden vectors."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of every module."""
+        ...
+
+
+def example_nats(
+    model: TokenModel, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """Negative log-likelihood of `targets` at the places of whole rows; -100 does not count."""
+    h, _ = model.hidden(tokens)
+    return linear_cross_entropy(h.flatten(0, 1), model.lm_head.weight, targets.flatten())
 
 
 class Score(NamedTuple):

@@ -5,24 +5,28 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 
-from retnet.data import Batch
-from retnet.model import Decoder
+from retnet.model.scoring import TokenModel, example_nats
 from retnet.ops.cross_entropy import IGNORED
 from retnet.train.config import TrainSection
-from retnet.train.loop import Diverged, accumulate_gradients, derived_seed
+from retnet.train.loop import Diverged, derived_seed
 from retnet.train.optimizer import build_optimizer
 from retnet.train.schedule import learning_rate
 
+Pair = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
+"""Tokens, and what the output at each place must be; -100 where nothing is asked."""
+
 
 def train_on_examples(
-    model: Decoder, batches: Iterator[Batch], train: TrainSection, *, seed: int
+    model: TokenModel, batches: Iterator[Pair], train: TrainSection, *, seed: int
 ) -> list[float]:
     """Take the steps that `train` would take on these batches, the last one included.
 
     Args:
-        model: is changed, and left in training mode.
-        batches: one for each step; a target stands at the place of the output that must be it.
+        model: an `nn.Module`; it is changed, and left in training mode.
+        batches: whole examples, one batch for each step.
         train: steps, learning rate and its schedule, betas, weight decay, clipping, precision.
         seed: of dropout.
 
@@ -32,6 +36,7 @@ def train_on_examples(
     Raises:
         Diverged: a loss or a gradient is no number any more.
     """
+    assert isinstance(model, nn.Module)
     model.train()
     device = next(model.parameters()).device
     optimizer = build_optimizer(model, train)
@@ -43,12 +48,13 @@ def train_on_examples(
     )
     losses = []
     for step in range(train.steps):
-        batch = Batch(*(tensor.to(device) for tensor in next(batches)))
+        tokens, targets = (tensor.to(device) for tensor in next(batches))
         torch.manual_seed(derived_seed(seed, f"step {step}"))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, step) * group["lr_factor"]
-        num_targets = int((batch.targets != IGNORED).sum())
-        loss, _ = accumulate_gradients(model, [(batch, None)], num_targets, autocast)
+        with autocast():
+            loss = example_nats(model, tokens, targets) / int((targets != IGNORED).sum())
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm or math.inf)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
             raise Diverged(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from retnet.model import Decoder
+from retnet.model.scoring import TokenModel
 from retnet.ops.cross_entropy import IGNORED
 
 
@@ -123,7 +123,7 @@ def score_answers(answers: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> P
 
 @torch.inference_mode()
 def answers_of(
-    model: Decoder, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    model: TokenModel, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
 ) -> Int[Tensor, "B T"]:
     """The likeliest output of a model where `mask` asks for one, elsewhere -1.
 
@@ -137,7 +137,7 @@ def answers_of(
 
 
 def score_probe(
-    model: Decoder,
+    model: TokenModel,
     probe: Probe,
     *,
     length: int,
@@ -172,15 +172,16 @@ def score_probe(
     return score_answers(torch.cat(answers), torch.cat(targets))
 
 
-def check_vocabulary(model: Decoder, probe: Probe) -> None:
+def check_vocabulary(model: TokenModel, probe: Probe) -> None:
     """Refuse a model that does not have all tokens of a probe.
 
     Raises:
         ValueError: its vocabulary is smaller.
     """
-    if model.config.vocab_size < probe.vocab_size:
+    size = model.lm_head.out_features
+    if size < probe.vocab_size:
         raise ValueError(
-            f"the model's vocab_size ({model.config.vocab_size}) is below that of the probe "
+            f"the model's vocab_size ({size}) is below that of the probe "
             f"{probe.name} ({probe.vocab_size}); train a model with the probe's"
         )
 

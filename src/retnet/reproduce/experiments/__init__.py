@@ -4,6 +4,7 @@ from retnet.reproduce.experiment import Experiment
 from retnet.reproduce.experiments.benches import FIGURE6, TABLE4
 from retnet.reproduce.experiments.extrapolation import Extrapolation
 from retnet.reproduce.experiments.figure5 import Figure5
+from retnet.reproduce.experiments.lm_layouts import LmLayouts
 from retnet.reproduce.experiments.probes import Probes
 from retnet.reproduce.experiments.table5 import Table5
 from retnet.reproduce.experiments.table6 import Table6
@@ -20,6 +21,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Table8(),
         Extrapolation(),
         Probes(),
+        LmLayouts(),
     )
 }
 

@@ -1,30 +1,22 @@
 """Probes: small tasks that each ask one thing of a mixer's memory, learned by every mixer."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from retnet.bench.table import Table
-from retnet.bench.timing import Effort, alternate
-from retnet.data import Batch
-from retnet.evaluate.probes import PROBES, Probe, score_probe
-from retnet.hub import to_dict
-from retnet.model import Decoder, DecoderConfig, rival
-from retnet.model.scoring import score
-from retnet.reproduce.cell import Cell, Outcome, Place, Result, digest
+from retnet.evaluate.probes import PROBES
+from retnet.model import rival
+from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.experiments.domains import gap_of, tuning_remarks
 from retnet.reproduce.experiments.figure5 import resized
 from retnet.reproduce.experiments.table5 import NAMES, RETNET, RIVALS
 from retnet.reproduce.intervals import Claim, estimate
+from retnet.reproduce.probing import ProbeTask
 from retnet.reproduce.scales import Scale
 from retnet.reproduce.sweep import Runs, runs, tuned
-from retnet.reproduce.training import DIVERGED, TUNED_BY, num_parameters
 from retnet.train import TrainSection
-from retnet.train.examples import train_on_examples
-from retnet.train.loop import Diverged, derived_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,122 +39,6 @@ ROWS = 16
 STEPS = {"smoke": 2, "cpu": 300, "gpu": 5000, "paper": 20_000}
 TEST_BATCHES = {"smoke": 1}
 """Of 32 rows each; 8 at other scales."""
-
-VALIDATION, TEST = "validation", "test"
-"""Purposes of seeds, so that neither shares examples with the training."""
-
-ONE = Effort(warmup=1, min_rounds=1, budget_s=0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeTask:
-    """Learn a probe from examples made on the way, and answer new ones.
-
-    Attributes:
-        model: with the probe's vocabulary.
-        probe: its name.
-        train: how to learn; seq_len is the longest example's.
-        seed: of weights and examples.
-        test_batches: examples of each length to answer, in batches of 32.
-    """
-
-    model: DecoderConfig
-    probe: str
-    train: TrainSection
-    seed: int
-    test_batches: int
-
-    @property
-    def cost(self) -> float:
-        """Steps, those that the tests are worth included."""
-        lengths = sum(self._task.test_lengths) / self._task.train_length
-        return self.train.steps + self.test_batches * lengths
-
-    @property
-    def kind(self) -> str:
-        """Alike for equal models and probes."""
-        return digest({"model": to_dict(self.model), "probe": self.probe})
-
-    def settings(self) -> dict[str, Any]:
-        """All that decides the result."""
-        return {
-            "model": to_dict(self.model),
-            "parameters": num_parameters(self.model),
-            "probe": self.probe,
-            "train": to_dict(self.train),
-            "seed": self.seed,
-            "test_batches": self.test_batches,
-            "lengths": list(self._task.test_lengths),
-            "chance": self._task.chance,
-        }
-
-    def terms(self) -> dict[str, Any]:
-        """Budget and tests."""
-        return {"steps": self.train.steps, "test_batches": self.test_batches}
-
-    def run(self, place: Place) -> Outcome:  # noqa: ARG002 - it needs no folder
-        """Train and test; accuracy is a share of all places that ask something."""
-        task = self._task
-        with torch.random.fork_rng():
-            torch.manual_seed(derived_seed(self.seed, "weights"))
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = Decoder(self.model).to(device)
-            try:
-                train_on_examples(model, self._batches(), self.train, seed=self.seed)
-            except Diverged:
-                return Outcome({DIVERGED: 1.0})
-        model.eval()
-        metrics = {TUNED_BY: self._validation_loss(model)}
-        for length in task.test_lengths:
-            found = score_probe(
-                model,
-                task,
-                length=length,
-                batches=self.test_batches,
-                seed=derived_seed(0, f"{TEST} {length}"),
-            )
-            metrics[f"accuracy @ {length}"] = found.accuracy
-            metrics[f"exact @ {length}"] = found.exact
-        return Outcome(metrics)
-
-    def seconds(self, place: Place) -> float:  # noqa: ARG002 - it needs no folder
-        """By a step."""
-        with torch.random.fork_rng():
-            model = Decoder(self.model)
-            one = replace(self.train, steps=1)
-            times = alternate(
-                {"step": lambda: train_on_examples(model, self._batches(), one, seed=0)}, ONE
-            )
-        return self.cost * times["step"][0]
-
-    @property
-    def _task(self) -> Probe:
-        return PROBES[self.probe]
-
-    def _batches(self) -> Iterator[Batch]:
-        """Examples without end; of all lengths up to the longest where shorter ones are tested."""
-        task = self._task
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "examples"))
-        mixed = task.test_lengths[0] < task.train_length
-        while True:
-            length = task.train_length
-            if mixed:
-                low = task.shortest
-                length = int(torch.randint(low, length + 1, (), generator=generator))
-            yield _batch(task, ROWS, length, generator)
-
-    @torch.inference_mode()
-    def _validation_loss(self, model: Decoder) -> float:
-        generator = torch.Generator().manual_seed(derived_seed(0, VALIDATION))
-        batch = _batch(self._task, 32, self._task.train_length, generator)
-        device = next(model.parameters()).device
-        got = score(model, batch.inputs.to(device), batch.targets.to(device))
-        return got.nats.item() / int(got.num_tokens)
-
-
-def _batch(task: Probe, rows: int, length: int, generator: torch.Generator) -> Batch:
-    examples = task.make(rows, length, generator)
-    return Batch(examples.tokens, examples.targets, torch.zeros_like(examples.mask))
 
 
 class Probes:
@@ -222,6 +98,7 @@ def _task(scale: Scale, mixer: str, probe: str, rate: float, seed: int) -> Probe
     return ProbeTask(
         model=replace(config, vocab_size=PROBES[probe].vocab_size, dropout=0.0),
         probe=probe,
+        lengths=PROBES[probe].test_lengths,
         train=TrainSection(
             steps=steps,
             batch_size=ROWS,
