@@ -17,7 +17,7 @@ COMPILED := tests/model/test_compile.py
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt check bench hf docs
+.PHONY: help demo test suite beside fmt check bench hf docs
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -25,9 +25,15 @@ help:  ## list the targets
 demo: $(READY)  ## the whole story in about two minutes: train, score, generate, compare the forms
 	$(BIN)/retnet demo
 
-test: check $(OLD_HF)/.ready  ## everything CI checks: `check`, then the tests and every example in the docs
+test: $(READY)  ## everything CI checks: `check`, the tests and every example in the docs
+	$(MAKE) --no-print-directory --jobs=2 suite beside
+
+# `check` is one process, and many tests wait for servers: together they fill two cores.
+suite: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype --ignore=$(COMPILED) $(SHAPED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(SHAPED))
+
+beside: check $(OLD_HF)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(COMPILED)
 	OMP_NUM_THREADS=1 $(OLD_HF)/bin/python -m pytest tests/hf
 
