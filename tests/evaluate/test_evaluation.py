@@ -150,6 +150,7 @@ def test_a_state_that_grows_is_told(found: Evaluation) -> None:
         ({"contexts": (1, 2), "probes": ("parity",)}, "there is no file to read"),
         ({"probes": ("juggling",)}, '"juggling" is no probe; choose among mqar'),
         ({"files": ("x",), "shots": 2}, r"shots \(2\) are of tasks"),
+        ({"files": ("x",), "beside_hf": True}, r"beside_hf compares scores of tasks"),
         ({"tasks": Path("x"), "limit": 0}, r"limit \(0\) 1; raise them"),
     ],
 )

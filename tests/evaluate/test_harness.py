@@ -1,5 +1,6 @@
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from retnet.data import Tokenizer
+from retnet.evaluate.evaluation import Wanted, evaluate
+from retnet.evaluate.sections import sections
 from retnet.evaluate.tasks import score_tasks, task_files
 from retnet.hub import save_checkpoint
 from retnet.model import Decoder, Sampling, generate, preset, rival
@@ -79,10 +82,13 @@ def their_lm(trained: tuple[Decoder, Tokenizer], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.filterwarnings("ignore")
 def test_scores_are_those_of_the_harness_own_wrapper(
-    lm: RetNetLM, their_lm: LM, tasks: dict[str, Path]
+    trained: tuple[Decoder, Tokenizer], tasks: dict[str, Path]
 ) -> None:
     shots = 1
-    ours, theirs = (score_tasks(model, tasks, shots=shots) for model in (lm, their_lm))
+    wanted = Wanted(tasks=tasks["piqa"].parent, shots=shots, beside_hf=True)
+    found = evaluate(*trained, wanted, name="one", bar=lambda *_: nullcontext(lambda *_: None))
+    assert found.beside is not None
+    ours, theirs = found.tasks, found.beside.scores
     assert [(s.task, s.metric) for s in ours] == [
         ("piqa", "acc"),
         ("piqa", "acc_norm"),
@@ -96,6 +102,12 @@ def test_scores_are_those_of_the_harness_own_wrapper(
         else:
             assert a == b
         assert (a.items, a.shots) == (12, shots)
+    [section] = sections(found)
+    assert section.columns[-1] == "by HFLM"
+    assert [row[-1] for row in section.rows] == [*(row[2] for row in section.rows[:-1]), ""]
+    assert "4 of 4 shares are equal to the last digit" in section.notes[-1]
+    assert found.beside.seconds > 0 < found.beside.our_seconds
+    assert found.as_json()["beside"]["scores"][0]["metric"] == "acc"
 
 
 @pytest.mark.filterwarnings("ignore")

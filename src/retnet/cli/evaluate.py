@@ -50,6 +50,8 @@ class Options:
     """Examples in front of each item."""
     limit: Number = None
     """Items of each task."""
+    beside_hf: bool = False
+    """Ask tasks by transformers, too; compare."""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write all figures there."""
     report: Annotated[Path | None, arg(metavar="FILE")] = None

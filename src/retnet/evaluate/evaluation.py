@@ -46,6 +46,7 @@ class Wanted:
         tasks: a folder with the files of tasks.
         shots: examples in front of an item of a task.
         limit: items of a task; None: all.
+        beside_hf: whether to ask tasks through transformers, too, and compare.
     """
 
     files: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Wanted:
     tasks: Path | None = None
     shots: int = 0
     limit: int | None = None
+    beside_hf: bool = False
 
     def __post_init__(self) -> None:
         for name in self.probes:
@@ -72,6 +74,8 @@ class Wanted:
             raise ValueError(
                 f"shots ({self.shots}) are of tasks; name their folder, or leave it out"
             )
+        if self.beside_hf and self.tasks is None:
+            raise ValueError("beside_hf compares scores of tasks; name their folder with tasks")
         if self.shots < 0 or (self.limit is not None and self.limit < 1):
             raise ValueError(
                 f"shots ({self.shots}) must be at least 0, and limit ({self.limit}) 1; raise them"
@@ -115,6 +119,21 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BesideRow:
+    """What the harness's own wrapper for transformers found.
+
+    Attributes:
+        scores: in the order of `Evaluation.tasks`.
+        seconds: that its log-likelihoods took.
+        our_seconds: that ours took.
+    """
+
+    scores: list[TaskScore]
+    seconds: float
+    our_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What was found out; parts that were not asked for are empty.
 
@@ -130,6 +149,7 @@ class Evaluation:
         heads: the memory of each.
         probes: accuracies.
         tasks: scores.
+        beside: the same by another program; None where it was not asked for.
     """
 
     name: str
@@ -143,6 +163,7 @@ class Evaluation:
     heads: list[HeadMemory] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
     tasks: list[TaskScore] = field(default_factory=list)
+    beside: BesideRow | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps: all of it, with what follows from the sums; no infinity, but null."""
@@ -197,6 +218,9 @@ def evaluate(
         with bar("asking tasks", "requests") as progress:
             lm = RetNetLM(model, tokenizer, progress=progress)
             found["tasks"] = score_tasks(lm, files, shots=wanted.shots, limit=wanted.limit)
+        if wanted.beside_hf:
+            with bar("asking transformers", "requests"):
+                found["beside"] = _beside(model, tokenizer, files, wanted, lm.seconds)
     return Evaluation(
         name=name,
         parameters=model.num_parameters(),
@@ -204,6 +228,19 @@ def evaluate(
         state_grows=state_grows(model),
         **found,
     )
+
+
+def _beside(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    files: dict[str, Path],
+    wanted: Wanted,
+    our_seconds: float,
+) -> BesideRow:
+    from retnet.evaluate.beside import score_beside
+
+    theirs = score_beside(model, tokenizer, files, shots=wanted.shots, limit=wanted.limit)
+    return BesideRow(scores=theirs.scores, seconds=theirs.seconds, our_seconds=our_seconds)
 
 
 def _texts(

@@ -1,5 +1,6 @@
 """Our models in lm-evaluation-harness (`retnet[eval]`)."""
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,6 +17,9 @@ from retnet.model import Decoder, Sampling, generate
 
 class RetNetLM(LM):
     """A checkpoint as the harness wants it.
+
+    Attributes:
+        seconds: that log-likelihoods of continuations have taken.
 
     Tokens are those that its own `HFLM` makes of our folders, and so are the scores; but what
     several requests begin with is read once, and texts of any length are read whole.
@@ -50,6 +54,7 @@ class RetNetLM(LM):
         super().__init__()
         self._model, self._tokenizer = model, tokenizer
         self._batch_size, self._progress = batch_size, progress
+        self.seconds = 0.0
 
     @property
     def tokenizer_name(self) -> str:
@@ -58,6 +63,7 @@ class RetNetLM(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-likelihood of each (context, continuation), and whether greedy decoding gives it."""
+        begin = time.perf_counter()
         encoded = []
         for request in requests:
             context, continuation = cast(Any, request.args)
@@ -68,6 +74,7 @@ class RetNetLM(LM):
         found = self._likelihoods(encoded)
         for request, likelihood in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, tuple(likelihood))
+        self.seconds += time.perf_counter() - begin
         return [(likelihood.log_probability, likelihood.greedy) for likelihood in found]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:

@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 from retnet.evaluate.context import ContextGrowth
-from retnet.evaluate.evaluation import Evaluation
+from retnet.evaluate.evaluation import BesideRow, Evaluation
 from retnet.evaluate.losses import Interval
 from retnet.evaluate.memory import format_bytes
-from retnet.evaluate.tasks import mean_accuracy
+from retnet.evaluate.tasks import TaskScore, mean_accuracy
 
 Row = tuple[str, ...]
 
@@ -191,7 +191,7 @@ def _tasks(evaluation: Evaluation) -> Section | None:
             (
                 score.task,
                 score.metric,
-                f"{score.value:.1%}" if percent else f"{score.value:,.4g}",
+                _score(score),
                 f"{score.standard_error:.1%}" if percent else f"{score.standard_error:,.4g}",
                 "" if score.chance is None else f"{score.chance:.0%}",
                 f"{score.items:,}",
@@ -213,7 +213,30 @@ def _tasks(evaluation: Evaluation) -> Section | None:
     ]  # fmt: skip
     notes.append(f"Above chance (95 %, acc): {', '.join(above) or 'none'}.")
     columns = ("task", "metric", "score", "± standard error", "chance", "items")
+    if evaluation.beside is not None:
+        theirs = [_score(score) for score in evaluation.beside.scores]
+        mean = [""] * (len(rows) - len(theirs))
+        columns = (*columns, "by HFLM")
+        rows = [(*row, own) for row, own in zip(rows, [*theirs, *mean], strict=True)]
+        notes.append(_beside_note(evaluation.beside, scores))
     return Section("tasks", "Tasks", columns, rows, notes)
+
+
+def _score(score: TaskScore) -> str:
+    return f"{score.value:,.4g}" if score.chance is None else f"{score.value:.1%}"
+
+
+def _beside_note(beside: BesideRow, scores: list[TaskScore]) -> str:
+    """Whether the scores are equal, and how long each program took."""
+    shares = [
+        pair for pair in zip(scores, beside.scores, strict=True) if pair[0].chance is not None
+    ]
+    same = sum(ours.value == theirs.value for ours, theirs in shares)
+    return (
+        f"HFLM is the harness's own wrapper for transformers: {same} of {len(shares)} shares are "
+        f"equal to the last digit. Log-likelihoods took {beside.our_seconds:.1f} s here and "
+        f"{beside.seconds:.1f} s there, {beside.seconds / beside.our_seconds:.1f} times as long."
+    )
 
 
 def _share(interval: Interval) -> str:
