@@ -50,8 +50,10 @@ class Options:
     """Instead of the scale's."""
     minutes: Annotated[float, arg(metavar="X")] = 0.0
     """Begin nothing after so long."""
-    workers: Annotated[int, arg(metavar="N")] = 1
+    workers: Annotated[int | None, arg(metavar="N")] = None
     """Processes to share the work."""
+    cluster: Annotated[str, arg(metavar="URL")] = ""
+    """Scheduler of Dask, for its workers."""
     only: Annotated[Literal["run", "estimate", "page"], arg(metavar="WHAT")] = "run"
     """run, estimate (the time) or page."""
     results: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/results")
@@ -86,6 +88,7 @@ def main(words: Sequence[str]) -> None:
             seeds=options.seeds,
             minutes=options.minutes,
             workers=options.workers,
+            cluster=options.cluster,
             results=options.results,
             work=options.work,
             only=options.only,

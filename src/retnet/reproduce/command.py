@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from retnet.reproduce.cell import Place, Result
+from retnet.reproduce.executors import cluster_size
 from retnet.reproduce.experiment import Experiment, Setup, results_file
 from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.intervals import verdict
@@ -37,7 +38,8 @@ class Wish:
         tokens: to learn from, in place of the scale's; 0 for those.
         seeds: likewise.
         minutes: after which no further cell begins; 0 for no end.
-        workers: processes to spread the cells over.
+        workers: processes to spread the cells over; None: this one, or all of the cluster's.
+        cluster: address of a scheduler of Dask, whose workers see the same folders.
         results: folder of results and pages.
         work: folder for what is made on the way.
         only: `run` everything, `estimate` how long it takes, or write the `page` of what there is.
@@ -50,7 +52,8 @@ class Wish:
     tokens: int = 0
     seeds: int = 0
     minutes: float = 0.0
-    workers: int = 1
+    workers: int | None = None
+    cluster: str = ""
     results: Path = Path("runs/results")
     work: Path = Path("runs/reproduce")
     only: str = "run"
@@ -59,6 +62,11 @@ class Wish:
         for name in ("tokens", "seeds", "minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more; raise it")
+        if self.cluster and self.workers is not None:
+            raise ValueError(
+                f"a cluster has workers of its own, and {self.workers} more are asked for; leave "
+                "--workers out"
+            )
 
     def sized(self) -> Scale:
         """The scale with the user's budget."""
@@ -89,7 +97,8 @@ def reproduce(wish: Wish, console: Console | None = None) -> list[Result]:
     means = Means(
         place=place,
         results=path,
-        workers=wish.workers,
+        workers=cluster_size(wish.cluster) if wish.cluster else wish.workers or 1,
+        cluster=wish.cluster,
         minutes=wish.minutes or math.inf,
     )
     pace = _pace(experiment, setup, means, console)

@@ -2,22 +2,17 @@
 
 import math
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context, parent_process
-from os import _exit
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from retnet.bench.machine import Provenance, provenance
 from retnet.reproduce.cell import Cell, Outcome, Place, Result, digest
+from retnet.reproduce.executors import open_executor
 from retnet.reproduce.experiment import Experiment, Plan, Setup
 from retnet.reproduce.results import append_result, read_results
 from retnet.reproduce.training import Stopped, cell_folder
@@ -52,12 +47,14 @@ class Means:
         place: folders.
         results: the file of results.
         workers: processes to spread the cells over; 1 is this one.
+        cluster: address of a scheduler that has these workers; empty: they are on this machine.
         minutes: after which no further cell begins; infinite by default.
     """
 
     place: Place
     results: Path
     workers: int = 1
+    cluster: str = ""
     minutes: float = math.inf
 
     def __post_init__(self) -> None:
@@ -158,7 +155,7 @@ class _Run:
     def run(self) -> list[Result]:
         self._refuse_other_terms()
         self._plan = self._planned()
-        with _executor(self._means.workers) as executor:
+        with open_executor(self._means.workers, self._means.cluster) as executor:
             while True:
                 self._fill(executor)
                 if not self._running:
@@ -243,46 +240,3 @@ def run_cell(cell: Cell, place: Place) -> tuple[Outcome, float, Provenance]:
     begin = time.perf_counter()
     found = cell.task.run(place)
     return found, time.perf_counter() - begin, provenance()
-
-
-class _Here(Executor):
-    """Computes in this process, at once."""
-
-    def submit(self, fn, /, *args, **kwargs):
-        future = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@contextmanager
-def _executor(workers: int) -> Iterator[Executor]:
-    if workers == 1:
-        yield _Here()
-        return
-    threads = max(torch.get_num_threads() // workers, 1)
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),  # threads of a fork would lock up
-        initializer=_begin_worker,
-        initargs=(threads,),
-    )
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        _exit(1)
