@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,18 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     results = run_experiment(Sums(), setup(), means(tmp_path))
     assert results[:3] == first
     assert set(begun(tmp_path)) == {"a 1.0 0", "a 2.0 0", "a 2.0 1"}
+
+
+def test_what_another_experiment_of_the_folder_has_run_is_taken_over(tmp_path: Path) -> None:
+    first = run_experiment(Sums(), setup("a"), means(tmp_path))
+    other = replace(means(tmp_path), results=tmp_path / "results" / "others.jsonl")
+    results = run_experiment(Sums(name="others"), setup(), other)
+    assert set(begun(tmp_path).values()) == {1}
+    assert len(results) == CELLS
+    assert [r.experiment for r in results] == ["others"] * CELLS
+    for result in first:
+        [mine] = [r for r in results if r.settings == result.settings]
+        assert replace(mine, experiment="sums") == result
 
 
 def test_a_killed_run_repeats_only_the_cell_it_was_killed_in(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retnet.bench.machine import Provenance, provenance
-from retnet.reproduce.cell import Cell, Outcome, Place, Result, digest
+from retnet.reproduce.cell import Cell, Metrics, Outcome, Place, Result, digest
 from retnet.reproduce.executors import open_executor
 from retnet.reproduce.experiment import Experiment, Plan, Setup
 from retnet.reproduce.results import append_result, read_results
@@ -142,6 +142,14 @@ def run_experiment(
     return _Run(experiment, setup, means, pace or Pace({}), tell).run()
 
 
+class _Found(NamedTuple):
+    metrics: Metrics
+    lines: Sequence[Mapping[str, Any]]
+    seconds: float
+    source: Provenance
+    utc: str
+
+
 class _Run:
     def __init__(
         self, experiment: Experiment, setup: Setup, means: Means, pace: Pace, tell: Tell
@@ -149,6 +157,7 @@ class _Run:
         self._experiment, self._setup, self._means = experiment, setup, means
         self._pace, self._tell = pace, tell
         self._results = read_results(means.results)
+        self._elsewhere = _by_settings(means.results, setup.scale.name)
         self._ends = time.monotonic() + 60 * means.minutes
         self._running: dict[Future[tuple[Outcome, float, Provenance]], Cell] = {}
 
@@ -183,6 +192,10 @@ class _Run:
             todo = self._open()
             if not todo:
                 return
+            known = self._elsewhere.get(digest(todo[0].task.settings()))
+            if known is not None:
+                self._keep(todo[0], self._result(todo[0], known))
+                continue
             self._say(f"{todo[0].name} ...", None)
             future = executor.submit(run_cell, todo[0], self._means.place)
             self._running[future] = todo[0]
@@ -193,7 +206,14 @@ class _Run:
             found, seconds, source = future.result()
         except Stopped:
             raise KeyboardInterrupt from None
-        result = Result(
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._pace.add(cell, seconds)
+        self._keep(cell, self._result(cell, _Found(*found, round(seconds, 2), source, now)))
+        shutil.rmtree(cell_folder(cell, self._means.place), ignore_errors=True)
+
+    def _result(self, cell: Cell, found: "Result | _Found") -> Result:
+        """What was found, here or by another experiment, as this one's result."""
+        return Result(
             experiment=self._experiment.name,
             scale=self._setup.scale.name,
             key=cell.key,
@@ -202,15 +222,15 @@ class _Run:
             settings=cell.task.settings(),
             metrics=found.metrics,
             lines=found.lines,
-            seconds=round(seconds, 2),
-            source=source,
-            utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=found.seconds,
+            source=found.source,
+            utc=found.utc,
         )
+
+    def _keep(self, cell: Cell, result: Result) -> None:
         append_result(self._means.results, result)
         self._results.append(result)
         self._plan = self._planned()
-        self._pace.add(cell, seconds)
-        shutil.rmtree(cell_folder(cell, self._means.place), ignore_errors=True)
         self._say(cell.name, result)
 
     def _open(self) -> list[Cell]:
@@ -233,6 +253,17 @@ class _Run:
                 result=result,
             )
         )
+
+
+def _by_settings(path: Path, scale_name: str) -> dict[str, Result]:
+    """Results of the other experiments in the folder, by all that decided them."""
+    return {
+        digest(result.settings): result
+        for file in sorted(path.parent.glob("*.jsonl"))
+        if file != path
+        for result in read_results(file)
+        if result.scale == scale_name
+    }
 
 
 def run_cell(cell: Cell, place: Place) -> tuple[Outcome, float, Provenance]:
