@@ -12,8 +12,9 @@ import torch
 from retnet.bench.machine import Provenance
 from retnet.data import TokenizerConfig
 from retnet.evaluate.probes import PROBES
+from retnet.hub import load_checkpoint
 from retnet.model import Decoder, preset, rival
-from retnet.reproduce.cell import Place, Result
+from retnet.reproduce.cell import MODELS, Place, Result
 from retnet.reproduce.experiment import Setup, results_file
 from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.experiments.benches import FIGURE6, TABLE4, BenchTask
@@ -77,6 +78,25 @@ def test_an_experiment_runs_and_writes_its_page(
     assert said in page.read_text(encoding="utf-8")
     picture = tmp_path / "results/images" / f"{name}-smoke.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_is_trained_once_for_all_experiments(tmp_path: Path) -> None:
+    means, setup = small(tmp_path)
+
+    def run(name: str, *models: str) -> set[str]:
+        at = results_file(name, "smoke", tmp_path / "results")
+        asked = replace(setup, models=models)
+        results = run_experiment(EXPERIMENTS[name], asked, replace(means, results=at))
+        assert all("valid_loss" in result.metrics for result in results)
+        return {folder.name for folder in (tmp_path / "work" / MODELS).iterdir()}
+
+    trained = run("table8")
+    assert len(trained) == 2 + 1  # two models, and the tokens that they read
+    assert run("extrapolation", "RetNet", "RoPE") == trained
+    for name in trained - {".tokens"}:
+        folder = tmp_path / "work" / MODELS / name
+        assert load_checkpoint(folder)[0].num_parameters() > 0
+        assert not (folder / "trainer").exists()
 
 
 def test_methods_at_the_test_are_measured_on_the_weights_of_one_training(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from retnet.bench.machine import Provenance
 
 SCHEMA = 1
 
+MODELS = "models"
+"""Where in the work folder trained models lie, and the tokens that they read."""
+
 Label = str | int | float
 Metrics = dict[str, float]
 

@@ -1,7 +1,6 @@
 """Run an experiment cell by cell: what is done stays done, and processes share the rest."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -15,7 +14,7 @@ from retnet.reproduce.cell import Cell, Metrics, Outcome, Place, Result, digest
 from retnet.reproduce.executors import open_executor
 from retnet.reproduce.experiment import Experiment, Plan, Setup
 from retnet.reproduce.results import append_result, read_results
-from retnet.reproduce.training import Stopped, cell_folder
+from retnet.reproduce.training import Stopped
 
 
 class Tally(NamedTuple):
@@ -209,7 +208,6 @@ class _Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._pace.add(cell, seconds)
         self._keep(cell, self._result(cell, _Found(*found, round(seconds, 2), source, now)))
-        shutil.rmtree(cell_folder(cell, self._means.place), ignore_errors=True)
 
     def _result(self, cell: Cell, found: "Result | _Found") -> Result:
         """What was found, here or by another experiment, as this one's result."""

@@ -21,7 +21,7 @@ from retnet.data import (
     prepare,
 )
 from retnet.hub import from_dict, load_toml, write_atomic
-from retnet.reproduce.cell import Place
+from retnet.reproduce.cell import MODELS, Place
 from retnet.reproduce.corpus import PythonCorpus, help_topics, write_corpus
 from retnet.train.resume import corpus_fingerprint
 
@@ -182,7 +182,7 @@ def prepare_texts(
         max_bytes=amounts.train_bytes,
         tokenizer=amounts.tokenizer,
     )
-    corpus = prepare(data, place.work / "cells" / ".tokens", base=place.root, progress=progress)
+    corpus = prepare(data, place.work / MODELS / ".tokens", base=place.root, progress=progress)
     in_domain = OtherText(name=config.name, files=config.test, text_field=config.text_field)
     tests = [_store(in_domain, config.split_on, amounts, corpus.tokenizer, place)]
     tests += [_store(other, "", amounts, corpus.tokenizer, place) for other in config.other]

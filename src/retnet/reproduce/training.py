@@ -1,5 +1,7 @@
 """Cells that train a model by the train room and then measure it."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,15 +16,19 @@ from retnet.bench.ours import trainee_of
 from retnet.bench.timing import Effort, alternate
 from retnet.bench.trainees import training_step
 from retnet.data import DataConfig
-from retnet.hub import load_checkpoint, to_dict
+from retnet.hub import load_checkpoint, to_dict, write_atomic
 from retnet.model import Decoder, DecoderConfig
-from retnet.reproduce.cell import Cell, Metrics, Outcome, Place, digest
+from retnet.reproduce.cell import MODELS, Metrics, Outcome, Place, digest
 from retnet.reproduce.measures import Measure
 from retnet.train import RunConfig, RunSection, TrainSection, train
+from retnet.train.folder import RunFolder
 from retnet.train.loop import Diverged
 
 DIVERGED = "diverged"
 """The metric of a model that did not get through its training."""
+
+DONE = "done.json"
+"""In a model's folder when it has been trained: what the training told."""
 
 TUNED_BY = "valid_loss"
 """The metric that the best learning rate has the least of."""
@@ -92,24 +98,15 @@ class TrainTask:
         return {"text": self.fingerprint, "train": train, "measures": measures}
 
     def run(self, place: Place) -> Outcome:
-        """Train, or go on training, and measure."""
-        folder = place.work / "cells" / digest(self.settings())
-        config = RunConfig(
-            run=RunSection(dir=str(folder.absolute()), seed=self.seed),
-            data=self.data,
-            model=self.model,
-            train=self.train,
-        )
-        try:
-            result = train(config, base=place.root, console=silent(), picture=False)
-        except Diverged:
-            return Outcome({DIVERGED: 1.0})
-        if not result.finished:
-            raise Stopped
-        metrics: Metrics = {
-            name: float(result.metrics[name])
-            for name in ("loss", TUNED_BY, "valid_bits_per_byte", "seconds")
-        }
+        """Train, or go on training, or find the model trained; and measure."""
+        folder = place.work / MODELS / digest(self._trained())
+        metrics = _read_done(folder)
+        if metrics is None:
+            try:
+                metrics = self._train(folder, place)
+            except Diverged:
+                shutil.rmtree(folder, ignore_errors=True)
+                return Outcome({DIVERGED: 1.0})
         model, _ = load_checkpoint(folder, device="cuda" if torch.cuda.is_available() else "cpu")
         for name, config in {"": self.model, **self.variants}.items():
             reader = model if not name else variant(model, config)
@@ -117,6 +114,29 @@ class TrainTask:
                 for metric, value in measure(reader, place).items():
                     metrics[f"{name}: {metric}" if name else metric] = value
         return Outcome(metrics)
+
+    def _trained(self) -> dict[str, Any]:
+        """All that decides the weights: other experiments may measure other things on them."""
+        settings = self.settings()
+        return {name: settings[name] for name in ("model", "text", "train", "seed")}
+
+    def _train(self, folder: Path, place: Place) -> Metrics:
+        """What the training itself tells; the weights stay, what only it needs does not."""
+        config = RunConfig(
+            run=RunSection(dir=str(folder.absolute()), seed=self.seed),
+            data=self.data,
+            model=self.model,
+            train=self.train,
+        )
+        result = train(config, base=place.root, console=silent(), picture=False)
+        if not result.finished:
+            raise Stopped
+        names = ("loss", TUNED_BY, "valid_bits_per_byte", "seconds")
+        metrics = {name: float(result.metrics[name]) for name in names}
+        text = json.dumps(metrics)
+        write_atomic(folder / DONE, lambda path: path.write_text(text, encoding="utf-8"))
+        shutil.rmtree(RunFolder(folder).trainer, ignore_errors=True)
+        return metrics
 
     def seconds(self, place: Place) -> float:  # noqa: ARG002 - other tasks need it
         """By a few steps of fewer rows."""
@@ -164,6 +184,9 @@ def with_steps(train: TrainSection, steps: int) -> TrainSection:
     )
 
 
-def cell_folder(cell: Cell, place: Place) -> Path:
-    """Where a cell's training lies until its result is written."""
-    return place.work / "cells" / digest(cell.task.settings())
+def _read_done(folder: Path) -> Metrics | None:
+    """What the training of a model told; None if it has not ended."""
+    try:
+        return json.loads((folder / DONE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
