@@ -127,6 +127,13 @@ def test_linspace_decays_run_from_one_32th_to_one_512th(H: int) -> None:
     torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
 
 
+def test_linspace_decays_may_run_from_other_lengths_to_others() -> None:
+    assert torch.equal(log_decays("linspace:32:512", 5), log_decays("linspace", 5))
+    lengths = -1 / log_decays("linspace:2:32", 5).expm1()
+    torch.testing.assert_close(lengths, torch.tensor([2.0, 4, 8, 16, 32]).double())
+    assert log_decays("linspace:4:64", 1).exp().item() == 0.75
+
+
 def test_constant_decay_is_the_same_for_all_heads() -> None:
     assert log_decays("constant:1", 3).tolist() == [0, 0, 0]
     torch.testing.assert_close(
@@ -134,7 +141,13 @@ def test_constant_decay_is_the_same_for_all_heads() -> None:
     )
 
 
-@pytest.mark.parametrize("decay", ["pow3", "", "constant", "constant:", "constant:0", "constant:2"])
+@pytest.mark.parametrize(
+    "decay",
+    [
+        *("pow3", "", "constant", "constant:", "constant:0", "constant:2", "constant:0.5:0.5"),
+        *("linspace:2", "linspace:1:8", "linspace:8:2", "linspace:2:inf", "linspace:a:b"),
+    ],
+)
 def test_a_decay_that_grows_or_makes_no_sense_is_refused(decay: str) -> None:
     message = rf'decay "{decay}" must be "pow2", "linspace" or "constant:x" with 0 < x <= 1'
     with pytest.raises(ValueError, match=message):

@@ -52,8 +52,9 @@ class RetentionConfig:
         num_heads: H; each head has a decay of its own.
         key_width: D_k of all heads together; None means d_model.
         value_width: D_v of all heads together; None means 2 d_model.
-        decay: `pow2` (1 - 2^(-5-h), the official code), `linspace` (the paper's own models) or
-            `constant:x` (x for every head, 0 < x <= 1; 1 is no decay).
+        decay: `pow2` (1 - 2^(-5-h), the official code), `linspace` (the paper's own models: 1 - 1/n
+            with n from 32 to 512 tokens), `linspace:a:b` (n from a to b) or `constant:x` (x for
+            every head, 0 < x <= 1; 1 is no decay).
         theta: rotation frequencies, see `retnet.ops.rotation.frequencies`.
         pairs: which channels rotate together.
         score_norm: `scaled` divides o_n by c_n, c_n^2 = sum of decay^j for j <= n, the same in
@@ -304,7 +305,8 @@ def log_decays(
     They are made on `device`, whatever the default is: a copy makes a GPU's host wait.
 
     Raises:
-        ValueError: `decay` is none of pow2, linspace, constant:x with 0 < x <= 1.
+        ValueError: `decay` is none of pow2, linspace, linspace:a:b with 1 < a <= b, constant:x with
+            0 < x <= 1.
 
     Source:
         pow2: arXiv:2307.08621 equation 8. linspace: its section 3.1.
@@ -312,20 +314,27 @@ def log_decays(
     exact: Any = {"dtype": torch.float64, "device": device}
     if decay == "pow2":
         return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, **exact))))
+    match _parsed(decay):
+        case ["linspace", a, b] if 1 < a <= b < math.inf:
+            missing = torch.linspace(-math.log(a), -math.log(b), num_heads, **exact).exp()
+            return torch.log1p(-missing)
+        case ["constant", x] if 0 < x <= 1:
+            return torch.full((num_heads,), math.log(x), **exact)
+    raise ValueError(
+        f'decay "{decay}" must be "pow2", "linspace" or "constant:x" with 0 < x <= 1, as in '
+        '"constant:0.99", or "linspace:a:b" with 1 < a <= b, as in "linspace:2:512"'
+    )
+
+
+def _parsed(decay: str) -> list[Any]:
+    """A rule's name and its numbers; no number where there is none."""
     if decay == "linspace":
-        ends = math.log(1 / 32), math.log(1 / 512)
-        return torch.log1p(-torch.linspace(*ends, num_heads, **exact).exp())
-    kind, _, value = decay.partition(":")
+        return ["linspace", 32.0, 512.0]
+    kind, *values = decay.split(":")
     try:
-        constant = float(value) if kind == "constant" else math.nan
+        return [kind, *map(float, values)]
     except ValueError:
-        constant = math.nan
-    if not 0 < constant <= 1:
-        raise ValueError(
-            f'decay "{decay}" must be "pow2", "linspace" or "constant:x" with 0 < x <= 1, '
-            'as in "constant:0.99"'
-        )
-    return torch.full((num_heads,), math.log(constant), **exact)
+        return [kind]
 
 
 def _scaled_tables(
