@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from retnet.bench.record import Record
 from retnet.hub import write_atomic
@@ -11,6 +11,7 @@ from retnet.hub import write_atomic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 GREY = "#6b7280"
 # Okabe and Ito's colours, which the colour-blind tell apart; each has its marker besides.
@@ -26,6 +27,7 @@ LOOKS = {
     "attention (flash": ("#D55E00", "s", "attention (flash)"),
     "attention (cudnn": ("#E69F00", "^", "attention (cudnn)"),
 }
+NAMED = "named at its end"
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "int8"}
 
 
@@ -67,7 +69,10 @@ def new_figure(width: float, height: float, title: str, records: Sequence[Record
 
 
 def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) -> None:
-    """Draw lines over a log axis of tokens, their names at their ends; no axes without lines."""
+    """Draw lines over a log axis of tokens; no axes without lines.
+
+    Their names are written at their ends when the figure is saved.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
     lines = [line for line in lines if line.x]
@@ -80,8 +85,9 @@ def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) 
     axes.set_xticks(thinned(ticks), [tokens_text(x) for x in thinned(ticks)])
     axes.tick_params(axis="x", which="minor", bottom=False)
     for line in lines:
-        color, marker, _ = look(line.by)
-        axes.plot(line.x, line.y, color=color, marker=marker, markersize=5)
+        color, marker, name = look(line.by)
+        (drawn,) = axes.plot(line.x, line.y, color=color, marker=marker, markersize=5)
+        drawn.set(label=name + line.more, gid=NAMED)
     highest = max(max(line.y) for line in lines)
     if log_y:
         axes.set_yscale("log")
@@ -93,7 +99,6 @@ def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) 
         axes.yaxis.set_major_formatter("{x:,g}")
     axes.grid(axis="y", color=GREY, alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    _name(axes, lines)
 
 
 def thinned(ticks: Sequence[float]) -> list[float]:
@@ -105,28 +110,37 @@ def thinned(ticks: Sequence[float]) -> list[float]:
     return kept
 
 
-def _name(axes: "Axes", lines: Sequence[Line]) -> None:
-    """Write names right of the axes, at the height of the line's end, none above another."""
-    figure = cast("Figure", axes.figure)
-    figure.draw_without_rendering()  # places are known only then
+def _name_lines(figure: "Figure") -> None:
+    """Write the names of all lines of `draw_lines`, none above another.
+
+    All at once: only when the whole figure has been laid out are places known.
+    """
+    named = [[line for line in axes.lines if line.get_gid() == NAMED] for axes in figure.axes]
+    if any(named):
+        figure.draw_without_rendering()
+    for axes, lines in zip(figure.axes, named, strict=True):
+        _name(axes, lines, step=13 * figure.dpi / 100)
+
+
+def _name(axes: "Axes", lines: Sequence["Line2D"], step: float) -> None:
+    """Write names right of the axes, at the height of the line's end, so far from each other."""
     low, high = axes.transAxes.transform([(0, 0), (0, 1)])[:, 1]
-    step = 13 * figure.dpi / 100  # display units that a name takes
+    ends = [line.get_xydata()[-1] for line in lines]
     wanted = sorted(
-        (float(axes.transData.transform((line.x[-1], line.y[-1]))[1]), number)
-        for number, line in enumerate(lines)
+        (float(axes.transData.transform(end)[1]), number) for number, end in enumerate(ends)
     )
     places = spread_out([place for place, _ in wanted], step, float(low), float(high))
     for place, (_, number) in zip(places, wanted, strict=True):
-        line = lines[number]
+        color = lines[number].get_color()
         axes.annotate(
-            look(line.by)[2] + line.more,
-            xy=(line.x[-1], line.y[-1]),
+            str(lines[number].get_label()),
+            xy=ends[number],
             xytext=(1.02, (place - low) / (high - low)),
             textcoords="axes fraction",
-            color=look(line.by)[0],
+            color=color,
             fontsize=8.5,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": look(line.by)[0], "alpha": 0.35, "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "color": color, "alpha": 0.35, "lw": 0.6},
         )
 
 
@@ -164,9 +178,10 @@ def tokens_text(count: int | float) -> str:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write the PNG, whole or not at all, in 256 colours: small."""
+    """Name the lines, and write the PNG, whole or not at all, in 256 colours: small."""
     from PIL import Image  # matplotlib needs it too
 
+    _name_lines(figure)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     picture = Image.open(drawn).convert("RGB").quantize(256)
