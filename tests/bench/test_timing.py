@@ -1,6 +1,15 @@
 import pytest
 
-from retnet.bench.timing import Effort, Spread, alternate, in_turns, milliseconds, rates, ratios
+from retnet.bench.timing import (
+    Effort,
+    Spread,
+    Turns,
+    alternate,
+    in_turns,
+    milliseconds,
+    rates,
+    ratios,
+)
 
 
 def test_competitors_take_turns_after_a_warm_up() -> None:
@@ -22,9 +31,7 @@ def test_a_turn_has_one_call_that_does_not_count() -> None:
     calls: list[str] = []
     seconds = in_turns(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        turns=2,
-        most_calls=3,
-        most_s=60.0,
+        Turns(num=2, most_calls=3, most_s=60.0),
     )
     assert "".join(calls) == 2 * ("aaaa" + "bbbb")
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
@@ -32,7 +39,7 @@ def test_a_turn_has_one_call_that_does_not_count() -> None:
 
 def test_a_turn_ends_when_its_time_is_over() -> None:
     calls: list[float] = []
-    in_turns({"a": lambda: calls.append(0.0)}, turns=3, most_calls=100, most_s=0.0)
+    in_turns({"a": lambda: calls.append(0.0)}, Turns(num=3, most_calls=100, most_s=0.0))
     assert len(calls) == 3 * 2
 
 

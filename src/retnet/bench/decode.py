@@ -26,13 +26,13 @@ from retnet.bench.speakers import (
     our_speakers,
     rival_speakers,
 )
-from retnet.bench.timing import Spread, in_turns, milliseconds, rates, ratios
+from retnet.bench.timing import Spread, Turns, in_turns, milliseconds, rates, ratios
 from retnet.hub import load_checkpoint
 from retnet.model import Decoder
 from retnet.model.steps import Kernels
 
 BENCH = "decode/step"
-TURNS, CALLS, TURN_SECONDS = 4, 32, 0.25  # TURNS * (CALLS + 1) tokens are within EXTRA
+TURNS = Turns(num=4, most_calls=32, most_s=0.25)  # 4 * (32 + 1) tokens are within EXTRA
 
 
 def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
@@ -94,7 +94,7 @@ def _measure(
     for who, it in opened.items():
         calls[who] = it.steps.__next__
         calls[f"{who}: reading"] = reads.of(needs[who])
-    seconds = in_turns(calls, TURNS, CALLS, TURN_SECONDS)
+    seconds = in_turns(calls, session.turns(TURNS))
     best = min((who for who in speakers if is_ours(who)), key=lambda who: median(seconds[who]))
     for who, it in speakers.items():
         logits, times = opened[who].steps.logits, seconds[who]

@@ -24,13 +24,22 @@ from retnet.bench.peers.roles import Prefiller, Speaker, Trainee, num_parameters
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
 from retnet.bench.speakers import EXTRA, WEIGHTS
-from retnet.bench.timing import Effort, Spread, alternate, in_turns, milliseconds, rates, ratios
+from retnet.bench.timing import (
+    Effort,
+    Spread,
+    Turns,
+    alternate,
+    in_turns,
+    milliseconds,
+    rates,
+    ratios,
+)
 from retnet.model import Decoder
 from retnet.model.steps import pack
 from retnet.train import keep_freed_memory
 
 TRAIN, PREFILL, DECODE = "rwkv/train", "rwkv/prefill", "rwkv/decode"
-TURNS, CALLS, TURN_SECONDS = 4, 32, 0.4
+TURNS = Turns(num=4, most_calls=32, most_s=0.4)
 CONTEXT, GATE_TOKENS, FEW = 64, 64, 33
 AGREE = 1e-4  # of the largest logit: float32, in another order
 
@@ -159,7 +168,7 @@ def _decode(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> Non
         everyone |= _present(session, makers)
     opened = {who: it.open(CONTEXT, case.B, EXTRA) for who, it in everyone.items()}
     calls: Competitors = {who: it.steps.__next__ for who, it in opened.items()}
-    seconds = in_turns(calls, TURNS, CALLS, TURN_SECONDS)
+    seconds = in_turns(calls, session.turns(TURNS))
     for who, it in everyone.items():
         metrics = {
             "token_ms": milliseconds(seconds[who]),

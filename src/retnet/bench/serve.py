@@ -17,7 +17,16 @@ from retnet.bench.ours import GREEDY, fresh
 from retnet.bench.record import Gate
 from retnet.bench.serving.numbers import Numbers
 from retnet.bench.session import Session
-from retnet.bench.timing import Spread, in_turns, milliseconds, percentile, rates, ratios
+from retnet.bench.timing import (
+    QUICK_TURNS,
+    Spread,
+    Turns,
+    in_turns,
+    milliseconds,
+    percentile,
+    rates,
+    ratios,
+)
 from retnet.model import Decoder, pack, preset
 from retnet.model.decoding import Decoding, prefill
 from retnet.ops.packed_linear import Weights
@@ -26,7 +35,8 @@ from retnet.serve.engine import Engine, EngineConfig, FinishEvent, Request, Toke
 BENCH = "serve/engine"
 PROMPT = 64
 FOREVER = 1 << 40
-TURNS, CALLS, TURN_SECONDS = 24, 12, 0.4
+TURNS = Turns(num=24, most_calls=12, most_s=0.4)
+COMPANY_TURNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,8 @@ class ServeCase:
         long_prompt: tokens of the prompt that is read while texts are written.
         long_weights: of the model then.
         quiet_steps: steps timed before it comes.
+        turns: of the engine and of decoding.
+        company_turns: of requests together and alone.
         suite: whether the suite of all benches measures it too.
     """
 
@@ -51,13 +63,23 @@ class ServeCase:
     long_prompt: int = 100_000
     long_weights: Weights = "bfloat16"
     quiet_steps: int = 150
+    turns: Turns = TURNS
+    company_turns: int = COMPANY_TURNS
     suite: bool = False
 
 
 CASES = {"small": ServeCase()}
 QUICK_CASES = {
     "tiny": ServeCase(
-        preset="small-1m", rows=3, written=4, requests=8, long_prompt=400, quiet_steps=4, suite=True
+        preset="small-1m",
+        rows=3,
+        written=4,
+        requests=8,
+        long_prompt=400,
+        quiet_steps=4,
+        turns=QUICK_TURNS,
+        company_turns=1,
+        suite=True,
     )
 }
 
@@ -84,7 +106,6 @@ def bench_serve(session: Session) -> None:
     session.end()
 
 
-COMPANY_TURNS = 3
 Result = tuple[dict[str, str | int], dict[str, Spread], Gate]
 
 
@@ -118,7 +139,7 @@ def _beside_decoding(model: Decoder, case: ServeCase) -> Result:
     same = _same(model, case, prompts)
     engine = _writing(model, case, case.rows)
     calls = {"decoding": decoding.__next__, "engine": engine.step}
-    seconds = in_turns(calls, TURNS, CALLS, TURN_SECONDS)
+    seconds = in_turns(calls, case.turns)
     metrics = {
         "decoding_tokens_per_s": rates(float(case.rows), seconds["decoding"]),
         "engine_tokens_per_s": rates(float(case.rows), seconds["engine"]),
@@ -156,7 +177,7 @@ def _company(model: Decoder, case: ServeCase) -> Result:
     found: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()  # the first time memory is found
-    for _ in range(COMPANY_TURNS):
+    for _ in range(case.company_turns):
         for name, way in ways.items():
             found[name].append(way())
     together, alone, plain, plain_alone = found.values()

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from retnet.bench.machine import provenance
 from retnet.bench.peers import PeerMissing
 from retnet.bench.record import Record, Recorder
-from retnet.bench.timing import FULL, QUICK, SUITE
+from retnet.bench.timing import FULL, QUICK, QUICK_TURNS, SUITE, Turns
 
 Tell = Callable[[str, int, int], None]
 """Called with what is measured next, the number of things measured, and of all."""
@@ -65,6 +65,10 @@ class Session:
         if self.quick:
             return quick
         return {name: case for name, case in full.items() if case.suite or not self.suite}
+
+    def turns(self, full: Turns) -> Turns:
+        """How long to measure in turns: so long, or with toy sizes as briefly as can be."""
+        return QUICK_TURNS if self.quick else full
 
     def plan(self, total: int) -> None:
         """Say how many times `begin` will be called."""

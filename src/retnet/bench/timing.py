@@ -48,6 +48,23 @@ SUITE = Effort(warmup=1, min_rounds=3, budget_s=2.0)
 QUICK = Effort(warmup=1, min_rounds=3, budget_s=0.1)
 
 
+class Turns(NamedTuple):
+    """How long competitors are measured in turns.
+
+    Attributes:
+        num: turns of each.
+        most_calls: of a turn, that count.
+        most_s: seconds after which a turn ends, however few calls it had; at least one.
+    """
+
+    num: int
+    most_calls: int
+    most_s: float
+
+
+QUICK_TURNS = Turns(num=2, most_calls=2, most_s=0.1)
+
+
 def host_seconds(call: Callable[[], object]) -> float:
     """Seconds of a call by the host's clock."""
     start = perf_counter()
@@ -84,7 +101,7 @@ def alternate(
 
 
 def in_turns(
-    competitors: Mapping[str, Callable[[], object]], turns: int, most_calls: int, most_s: float
+    competitors: Mapping[str, Callable[[], object]], turns: Turns
 ) -> dict[str, list[float]]:
     """Seconds of a call, the mean of each turn: what is done once in some calls counts too.
 
@@ -92,19 +109,19 @@ def in_turns(
 
     Args:
         competitors: name -> a call that returns when its work is done.
-        turns: of each.
-        most_calls: of a turn, that count.
-        most_s: seconds after which a turn ends, however few calls it had; at least one.
+        turns: how many, and how long each is.
 
     Returns:
         name -> a mean for each turn, all of equal length.
     """
     seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    for _ in range(turns):
+    for _ in range(turns.num):
         for name, call in competitors.items():
             call()
             calls, begin = 0, perf_counter()
-            while calls == 0 or (calls < most_calls and perf_counter() - begin < most_s):
+            while calls == 0 or (
+                calls < turns.most_calls and perf_counter() - begin < turns.most_s
+            ):
                 call()
                 calls += 1
             seconds[name].append((perf_counter() - begin) / calls)
