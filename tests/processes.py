@@ -33,7 +33,7 @@ def run_together(num_ranks: int, checks: Sequence[Check], folder: Path) -> None:
     Raises:
         AssertionError: some failed; the message says which, where and how.
     """
-    start_server()
+    start_server("processes_preload")
     start_processes(
         _work, (num_ranks, list(checks), folder), nprocs=num_ranks, start_method="forkserver"
     )
@@ -45,9 +45,13 @@ def run_together(num_ranks: int, checks: Sequence[Check], folder: Path) -> None:
     assert not failed, "\n".join(failed)
 
 
-def start_server() -> None:
-    """Start, once, the server whose forks the processes are."""
-    multiprocessing.set_forkserver_preload(["__main__", "processes_preload"])
+def start_server(preload: str) -> None:
+    """Start, once, the server whose forks the processes are.
+
+    Args:
+        preload: a module of what it imports; whoever comes first decides.
+    """
+    multiprocessing.set_forkserver_preload(["__main__", preload])
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths)):  # for the preload
         forkserver.ensure_running()

@@ -29,7 +29,7 @@ class Replica:
     """
 
     def __init__(self, checkpoint: Path, place: str, log: Path) -> None:
-        start_server()
+        start_server("forks_preload")
         context = multiprocessing.get_context("forkserver")
         self._held, self._steps = context.Event(), context.Semaphore(0)
         words = ["serve", str(checkpoint), "--port", "0", "--data-dir", place, "--running", "4"]

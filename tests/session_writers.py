@@ -41,7 +41,7 @@ class Writer:
     """A process that commits turns and says of each that it has."""
 
     def __init__(self, work: Callable[..., None], place: Path | str, *arguments: int) -> None:
-        start_server()
+        start_server("forks_preload")
         context = multiprocessing.get_context("forkserver")
         self._said, says = context.Pipe(duplex=False)
         self._process = context.Process(target=_run, args=(work, place, says, *arguments))

@@ -11,9 +11,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+import forks
 from retnet.bench import (
     BENCHES,
+    document,
+    kills,
     op,
+    peak_memory,
     prefill,
     prefillers,
     run,
@@ -31,7 +35,7 @@ from retnet.bench.peak_memory import Apart, apart
 from retnet.bench.peers import PeerMissing, torchscale
 from retnet.bench.record import Gate, read_records
 from retnet.bench.run import IN_SUITE, SUITE
-from retnet.bench.serving import beside
+from retnet.bench.serving import beside, process
 from retnet.bench.session import Session
 from retnet.bench.sizes import SMALL, TINY
 from retnet.bench.timing import Spread
@@ -70,6 +74,13 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of the benches are forks, which begin in a moment."""
+    for module in (document, kills, peak_memory, process):
+        monkeypatch.setattr(module, "subprocess", forks)
+
+
+@pytest.fixture
 def _with_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     """All peers' parts are played by our own decoder."""
     config = TINY.config()
@@ -92,7 +103,7 @@ def _with_peer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "apart", alone_in_no_process)
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("_alone", "_forked")
 @pytest.mark.parametrize("name", sorted({*BENCHES} - {SUITE, *GPU_BENCHES}))
 def test_every_bench_runs_and_records_what_it_shows(name: str, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
@@ -229,6 +240,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own(case: Any) -> None:
     assert alone.finite
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_process_that_fails_is_reported_with_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,7 @@
 """`retnet serve`: a process that can be talked to, and ends in order."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 
+import forks
 from retnet.cli.status import FAILED
 from retnet.serve.sessions import Limits
 
@@ -20,12 +19,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @contextmanager
-def process(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen, str]]:
+def process(folder: Path, *words: str) -> Iterator[tuple[forks.Popen, str]]:
     """Run `retnet serve` on a free port; give its address."""
     command = [sys.executable, "-m", "retnet", "serve", str(folder), "--port", "0", *words]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as running:
+    with forks.Popen(command, stderr=forks.PIPE, text=True) as running:
         try:
             assert running.stderr is not None
             line = next(line for line in running.stderr if '"listening"' in line)

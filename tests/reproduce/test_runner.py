@@ -1,7 +1,6 @@
 """Cells: what is done stays done, kills repeat nothing, and two workers share the rest."""
 
 import os
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forks
 from experiment_support import Sums, means, setup
 from retnet.reproduce.experiment import results_file
 from retnet.reproduce.results import append_result, read_results
@@ -67,12 +67,10 @@ def test_a_killed_run_repeats_only_the_cell_it_was_killed_in(tmp_path: Path) -> 
         "from experiment_support import Sums, means, setup\n"
         f"run_experiment(Sums(die=True), setup(), means(Path({str(tmp_path)!r})))\n"
     )
-    here = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(here)])}
     words = [sys.executable, "-c", code]
-    assert subprocess.run(words, env=environment, check=False).returncode < 0
+    assert forks.run(words).returncode < 0
     assert len(read_results(means(tmp_path).results)) == 3
-    subprocess.run(words, env=environment, check=True)
+    forks.run(words, check=True)
     assert len(read_results(means(tmp_path).results)) == CELLS
     assert begun(tmp_path) == Counter(
         ["a 1.0 0", "a 2.0 0", "a 2.0 1", "bb 1.0 0", "bb 1.0 0", "bb 2.0 0", "bb 2.0 1"]

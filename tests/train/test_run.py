@@ -1,7 +1,6 @@
 import math
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import forks
 import retnet
 from retnet.hub import dump_toml
 from retnet.train import feed, loop, read_metrics, run, saving, train
@@ -247,7 +247,7 @@ def test_processes_killed_by_sigkill_are_followed_by_one_that_goes_on_bit_for_bi
     (tmp_path / "run.toml").write_text(dump_toml(config), encoding="utf-8")
     command = [sys.executable, "-c", SCRIPT]
     for point, code in (("publishing", -9), ("writing", -9), ("never", 0)):
-        done = subprocess.run([*command, point, tmp_path], capture_output=True, check=False)
+        done = forks.run([*command, point, tmp_path], capture_output=True)
         assert done.returncode == code, (point, done.stderr.decode())
     assert b"going on from step" in done.stdout
     assert_same_run(whole(save_every=2), tmp_path / "cut")
