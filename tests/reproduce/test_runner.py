@@ -1,5 +1,6 @@
 """Cells: what is done stays done, kills repeat nothing, and two workers share the rest."""
 
+import multiprocessing
 import os
 import sys
 from collections import Counter
@@ -10,6 +11,8 @@ import pytest
 
 import forks
 from experiment_support import Sums, means, setup
+from processes import start_server
+from retnet.reproduce import executors
 from retnet.reproduce.experiment import results_file
 from retnet.reproduce.results import append_result, read_results
 from retnet.reproduce.runner import Pace, Tally, measured_pace, run_experiment
@@ -97,8 +100,14 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         read_results(path)
 
 
-def test_two_workers_share_the_cells(tmp_path: Path) -> None:
-    """Each cell waits until two processes have begun one, so a single worker would never end."""
+def test_two_workers_share_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell waits until two processes have begun one, so a single worker would never end.
+
+    Workers that are forks of a clean process are given their work as those that are started anew.
+    """
+    start_server("forks_preload")
+    forked = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(executors, "get_context", {"spawn": forked}.__getitem__)
     tallies: list[Tally] = []
     two = means(tmp_path, workers=2)
     results = run_experiment(Sums(meet=True), setup(), two, tell=tallies.append)

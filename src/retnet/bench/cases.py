@@ -508,7 +508,7 @@ QUICK_DECODES = {
 FORMS = FormsCase(preset="small-4m", tokens=512)
 QUICK_FORMS = FormsCase(preset="small-1m", tokens=40, vocab_size=64)
 KILLS = KillsCase(kills=200, steps=6_000)
-QUICK_KILLS = KillsCase(kills=1, steps=60, files="json/*.py")
+QUICK_KILLS = KillsCase(kills=1, steps=24, save_every=8, seq_len=32, files="json/*.py")
 DOCUMENT = DocumentCase(
     tokens=1_000_000, seq_len=4_096, whole=(4_096, 8_192, 16_384, 32_768, 65_536)
 )
