@@ -40,7 +40,7 @@ GO_ON = ("interrupted", "spread-carried")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, make_config_in: Any) -> SimpleNamespace:
     base = tmp_path_factory.mktemp("together")
-    config = make_config_in(base)(steps=10, keep=1, save_every=5)
+    config = make_config_in(base)(steps=8, keep=1, save_every=5, eval_tokens=200)
     (base / "run.toml").write_text(dump_toml(config), encoding="utf-8")
 
     def alone(name: str, **settings: Any) -> Any:
@@ -115,13 +115,13 @@ def test_two_processes_have_the_losses_of_one(
 
 
 def test_both_processes_tell_of_the_same_step(runs: SimpleNamespace) -> None:
-    assert outcome(runs, "full") == ["step 10", "step 10"]
+    assert outcome(runs, "full") == ["step 8", "step 8"]
 
 
 def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(
     runs: SimpleNamespace,
 ) -> None:
-    assert outcome(runs, "interrupted") == ["step 10", "step 10"]
+    assert outcome(runs, "interrupted") == ["step 8", "step 8"]
     assert "stopped after step 6" in runs.out
     assert losses(runs.base / "interrupted") == losses(runs.base / "full")
     ours, theirs = (
@@ -131,7 +131,7 @@ def test_a_signal_to_one_process_stops_all_and_they_go_on_bit_for_bit(
 
 
 def test_each_process_writes_its_part_of_what_only_resuming_needs(runs: SimpleNamespace) -> None:
-    files = sorted((runs.base / "full/trainer/step-10/state").iterdir())
+    files = sorted((runs.base / "full/trainer/step-8/state").iterdir())
     assert len(files) == 2
     shares = [sum(t.numel() for t in load_file(file).values()) for file in files]
     assert max(shares) < 0.7 * sum(shares)
