@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forks
 from retnet import cli
 from retnet.cli import COMMANDS
 from retnet.cli.status import FAILED, INTERRUPTED, OK
@@ -114,6 +115,9 @@ def test_a_reader_that_leaves_early_ends_the_command_quietly(checkpoint: Path) -
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-m", "retnet", "generate", str(checkpoint), "--max-tokens", "5"]
-    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (OK, "")
+    with (
+        open(writer, "w") as out,
+        forks.Popen(words, stdout=out, stderr=forks.PIPE, text=True) as process,
+    ):
+        _, said = process.communicate()
+    assert (process.returncode, said) == (OK, "")

@@ -1,6 +1,5 @@
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+import forks
 from retnet.data import Tokenizer
 from retnet.data.byte_level import byte_of_char, cut
 
@@ -293,18 +293,12 @@ def test_missing_tokenizer_is_named(tmp_path):
 
 def test_fork_after_tokenising_neither_warns_nor_hangs():
     script = (
-        "import os; from retnet.data import Tokenizer;"
+        "import os, warnings; warnings.simplefilter('ignore'); from retnet.data import Tokenizer;"
         "t = Tokenizer.train_bpe(['a b ' * 999], 300); list(t.encode_documents(['a b'] * 999));"
         "pid = os.fork();"
         "[list(t.encode_documents(['a b'] * 9)), os._exit(0)] if not pid else os.waitpid(pid, 0)"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-c", script]
+    done = forks.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
