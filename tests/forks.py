@@ -33,7 +33,7 @@ class Popen:
 
     def __init__(
         self,
-        command: Sequence[object],
+        command: Sequence[str | Path],
         *,
         stdout: To = None,
         stderr: To = None,
@@ -94,7 +94,7 @@ class Popen:
 
 
 def run(
-    command: Sequence[object],
+    command: Sequence[str | Path],
     *,
     capture_output: bool = False,
     check: bool = False,

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from retnet.bench.record import Record
 from retnet.hub import write_atomic
 
@@ -125,7 +127,7 @@ def _name_lines(figure: "Figure") -> None:
 def _name(axes: "Axes", lines: Sequence["Line2D"], step: float) -> None:
     """Write names right of the axes, at the height of the line's end, so far from each other."""
     low, high = axes.transAxes.transform([(0, 0), (0, 1)])[:, 1]
-    ends = [line.get_xydata()[-1] for line in lines]
+    ends = [np.asarray(line.get_xydata())[-1] for line in lines]
     wanted = sorted(
         (float(axes.transData.transform(end)[1]), number) for number, end in enumerate(ends)
     )
@@ -134,7 +136,7 @@ def _name(axes: "Axes", lines: Sequence["Line2D"], step: float) -> None:
         color = lines[number].get_color()
         axes.annotate(
             str(lines[number].get_label()),
-            xy=ends[number],
+            xy=tuple(ends[number]),
             xytext=(1.02, (place - low) / (high - low)),
             textcoords="axes fraction",
             color=color,
