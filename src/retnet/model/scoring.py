@@ -1,7 +1,7 @@
 """Score text: the negative log-likelihood that training, evaluation and reports all use."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,7 @@ from retnet.ops import SequenceRanks
 from retnet.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 
+@runtime_checkable
 class TokenModel(Protocol):
     """What reads whole rows of token ids: a `Decoder`, or a model of another layout."""
 
