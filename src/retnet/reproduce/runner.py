@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from retnet.bench.machine import Provenance, provenance
-from retnet.reproduce.cell import Cell, Metrics, Outcome, Place, Result, digest
+from retnet.reproduce.cell import Cell, Outcome, Place, Result, digest
 from retnet.reproduce.executors import open_executor
 from retnet.reproduce.experiment import Experiment, Plan, Setup
 from retnet.reproduce.results import append_result, read_results
@@ -141,14 +141,6 @@ def run_experiment(
     return _Run(experiment, setup, means, pace or Pace({}), tell).run()
 
 
-class _Found(NamedTuple):
-    metrics: Metrics
-    lines: Sequence[Mapping[str, Any]]
-    seconds: float
-    source: Provenance
-    utc: str
-
-
 class _Run:
     def __init__(
         self, experiment: Experiment, setup: Setup, means: Means, pace: Pace, tell: Tell
@@ -193,7 +185,7 @@ class _Run:
                 return
             known = self._elsewhere.get(digest(todo[0].task.settings()))
             if known is not None:
-                self._keep(todo[0], self._result(todo[0], known))
+                self._keep(todo[0], self._taken_over(todo[0], known))
                 continue
             self._say(f"{todo[0].name} ...", None)
             future = executor.submit(run_cell, todo[0], self._means.place)
@@ -205,13 +197,8 @@ class _Run:
             found, seconds, source = future.result()
         except Stopped:
             raise KeyboardInterrupt from None
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         self._pace.add(cell, seconds)
-        self._keep(cell, self._result(cell, _Found(*found, round(seconds, 2), source, now)))
-
-    def _result(self, cell: Cell, found: "Result | _Found") -> Result:
-        """What was found, here or by another experiment, as this one's result."""
-        return Result(
+        result = Result(
             experiment=self._experiment.name,
             scale=self._setup.scale.name,
             key=cell.key,
@@ -220,9 +207,20 @@ class _Run:
             settings=cell.task.settings(),
             metrics=found.metrics,
             lines=found.lines,
-            seconds=found.seconds,
-            source=found.source,
-            utc=found.utc,
+            seconds=round(seconds, 2),
+            source=source,
+            utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._keep(cell, result)
+
+    def _taken_over(self, cell: Cell, known: Result) -> Result:
+        """What another experiment has found with equal settings, as this one's result."""
+        return replace(
+            known,
+            experiment=self._experiment.name,
+            key=cell.key,
+            terms=digest(cell.task.terms()),
+            labels=dict(cell.labels),
         )
 
     def _keep(self, cell: Cell, result: Result) -> None:
