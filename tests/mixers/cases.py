@@ -7,6 +7,7 @@ from torch import nn
 
 from retnet.mixers import CHANNEL_MIXERS, MIXERS, BranchConfig
 from retnet.mixers.attention import ReRoPE, RoPEScaling
+from retnet.mixers.retention import RetentionConfig
 
 D = 12  # the width of the residual stream in these tests
 
@@ -29,6 +30,10 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         },
         {"num_heads": 1, "decay": "linspace", "head_norm": "none", "norm_eps": 1e-5},
         {"num_heads": 2, "key_width": 10, "theta": "none"},  # nothing turns: D_k may be odd
+    ],
+    "shifted_retention": [
+        {"retention": RetentionConfig(num_heads=3)},
+        {"retention": RetentionConfig(num_heads=2, decay="linspace:2:9", bias=True)},
     ],
     "attention": [
         {"num_heads": 3},

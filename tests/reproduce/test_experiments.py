@@ -15,15 +15,17 @@ from retnet.evaluate.probes import PROBES
 from retnet.hub import load_checkpoint
 from retnet.model import Decoder, preset, rival
 from retnet.reproduce.cell import MODELS, Place, Result
-from retnet.reproduce.experiment import Setup, results_file
+from retnet.reproduce.experiment import Setup, results_file, scale_for
 from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.experiments.benches import FIGURE6, TABLE4, BenchTask
 from retnet.reproduce.experiments.contexts import context_measure, growth_verdict, long_text
 from retnet.reproduce.experiments.figure5 import resized
+from retnet.reproduce.experiments.quality import best_way
 from retnet.reproduce.page import page_text, write_page
 from retnet.reproduce.results import append_result, read_results
 from retnet.reproduce.runner import Means, run_experiment
 from retnet.reproduce.scales import scale
+from retnet.reproduce.sweep import runs
 from retnet.reproduce.texts import Amounts, StoredText, prepare_texts, python_texts
 from retnet.reproduce.training import num_parameters, variant
 
@@ -34,7 +36,9 @@ SOURCE = Provenance(
 )
 
 
-def small(folder: Path, *models: str, rates: tuple[float, ...] = (3e-3,)) -> tuple[Means, Setup]:
+def small(
+    folder: Path, *models: str, rates: tuple[float, ...] = (3e-3,), held_out: bool = False
+) -> tuple[Means, Setup]:
     """Texts of a few files with long documents, one learning rate, one seed, two steps."""
     library = folder / "library"
     library.mkdir()
@@ -44,7 +48,10 @@ def small(folder: Path, *models: str, rates: tuple[float, ...] = (3e-3,)) -> tup
     place = Place(work=folder / "work", root=folder)
     config = python_texts(place.work / "python", library)
     amounts = Amounts(
-        test_tokens=1200, document_tokens=300, tokenizer=TokenizerConfig(kind="bytes")
+        test_tokens=1200,
+        document_tokens=300,
+        tokenizer=TokenizerConfig(kind="bytes"),
+        held_out=held_out,
     )
     smoke = scale("smoke")
     sized = replace(smoke, train=replace(smoke.train, steps=2), rates=rates, seeds=1)
@@ -62,12 +69,13 @@ def small(folder: Path, *models: str, rates: tuple[float, ...] = (3e-3,)) -> tup
         ("extrapolation", ("RetNet", "RoPE", "HFWA"), 3, "better than RoPE at 256"),
         ("probes", ("retention",), 8, "recalls many keys better than"),
         ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights does"),
+        ("quality", (), 6, "token shift, state carried predicts better than"),
     ],
 )
 def test_an_experiment_runs_and_writes_its_page(
     name: str, models: tuple[str, ...], cells: int, said: str, tmp_path: Path
 ) -> None:
-    means, setup = small(tmp_path, *models)
+    means, setup = small(tmp_path, *models, held_out=name == "quality")
     experiment = EXPERIMENTS[name]
     results_at = results_file(name, "smoke", tmp_path / "results")
     results = run_experiment(experiment, setup, replace(means, results=results_at))
@@ -291,6 +299,46 @@ def test_every_experiment_has_a_line_of_help() -> None:
     about = reproduce.__doc__ or ""
     assert all(f"\n  {name} " in about for name in (*EXPERIMENTS, reproduce.POSITIONS))
     assert all(name in PROBES for name in ("mqar", "position"))
+
+
+def test_quality_reads_whole_held_out_documents(tmp_path: Path) -> None:
+    means, setup = small(tmp_path, held_out=True)
+    assert setup.texts is not None
+    tests = {text.name: text for text in setup.texts.tests}
+    assert list(tests) == ["test", "validation"]
+    for text in tests.values():
+        assert text.num_tokens == text.num_bytes + text.num_documents
+        stream = text.open(means.place)
+        ids = stream.tokens[stream.tokens != stream.bos_id].tolist()
+        read = bytes(ids).decode()
+        assert len(read) == text.num_bytes
+        # a document of the library here is 40 lines of five words each
+        assert text.num_words == 6 * 40 * text.num_documents
+
+
+def test_quality_is_larger_and_longer_than_the_scale() -> None:
+    sized = scale_for(EXPERIMENTS["quality"], "cpu")
+    usual = scale("cpu")
+    assert scale_for(EXPERIMENTS["table5"], "cpu") == usual
+    assert sized.train.steps * sized.train.tokens_per_step == 10 * (
+        usual.train.steps * usual.train.tokens_per_step
+    )
+    assert num_parameters(sized.model) == pytest.approx(4 * num_parameters(usual.model), rel=0.01)
+    assert sized.rates == (3e-3,)
+    assert sized.amounts.held_out
+
+
+def test_a_model_is_judged_by_the_way_it_reads_validation_best() -> None:
+    def result(model: str, windows: float, documents: float) -> Result:
+        bits = {"by windows": windows, "by documents": documents}
+        metrics = {f"bits validation {way}": value for way, value in bits.items()}
+        return _result(model, 3e-3, 0, metrics)
+
+    found = runs([result("RetNet", 1.5, 1.4), result("Transformer", 1.45, 3.0)])
+    assert {name: best_way(run) for name, run in found.items()} == {
+        "RetNet": "by documents",
+        "Transformer": "by windows",
+    }
 
 
 def _setup_of(sized: Any, texts: Any) -> Any:

@@ -10,6 +10,7 @@ NAME is one of
   extrapolation  position methods on texts far longer than in training
   probes         recall, copying, needles, automata, positions: every mixer learns them
   lm-layouts     decoder-only, prefix-LM, encoder-decoder: sight or weights?
+  quality        the best small model: RetNet, improved, beside Transformer and RWKV
   positions      which mixers can tell where they are in a text of equal tokens
 
 Example: retnet reproduce table5 --scale smoke

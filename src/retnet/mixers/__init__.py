@@ -16,9 +16,11 @@ from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
 from retnet.mixers.s4d import S4DConfig
+from retnet.mixers.shifted_retention import ShiftedRetentionConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
+    "shifted_retention": ShiftedRetentionConfig,
     "attention": AttentionConfig,
     "rwkv": RWKVConfig,
     "linear_attention": LinearAttentionConfig,

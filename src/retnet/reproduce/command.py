@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from retnet.reproduce.cell import Place, Result
 from retnet.reproduce.executors import cluster_size
-from retnet.reproduce.experiment import Experiment, Setup, results_file
+from retnet.reproduce.experiment import Experiment, Setup, results_file, scale_for
 from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.intervals import verdict
 from retnet.reproduce.page import write_page
@@ -68,9 +68,9 @@ class Wish:
                 "--workers out"
             )
 
-    def sized(self) -> Scale:
-        """The scale with the user's budget."""
-        sized = scale(self.scale)
+    def sized(self, experiment: Experiment) -> Scale:
+        """The experiment's scale with the user's budget."""
+        sized = scale_for(experiment, self.scale)
         if self.tokens:
             steps = max(self.tokens // sized.train.tokens_per_step, 1)
             sized = replace(sized, train=with_steps(sized.train, steps))
@@ -124,7 +124,7 @@ def find_experiment(name: str) -> Experiment:
 
 
 def _setup(experiment: Experiment, wish: Wish, place: Place, console: Console) -> Setup:
-    sized = wish.sized()
+    sized = wish.sized(experiment)
     texts = None
     if experiment.reads_texts:
         config = None if wish.data is None else load_texts(wish.data)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from retnet.bench.table import Table
 from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.intervals import Claim
-from retnet.reproduce.scales import Scale
+from retnet.reproduce.scales import Scale, scale
 from retnet.reproduce.texts import Texts
 
 
@@ -105,6 +105,25 @@ class Experiment(Protocol):
     def report(self, results: Sequence[Result]) -> Report:
         """What results show; of them alone, so that a page can be made of a file of them."""
         ...
+
+
+@runtime_checkable
+class Sizes(Protocol):
+    """An experiment that is not run with a scale's own models and texts."""
+
+    def sized(self, scale: Scale) -> Scale:
+        """What it takes in place of a scale."""
+        ...
+
+
+def scale_for(experiment: Experiment, name: str) -> Scale:
+    """The scale of that name, as the experiment is run at it.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    found = scale(name)
+    return experiment.sized(found) if isinstance(experiment, Sizes) else found
 
 
 def results_file(name: str, scale: str, folder: Path) -> Path:

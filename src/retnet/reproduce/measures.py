@@ -9,6 +9,9 @@ from retnet.model import Decoder
 from retnet.reproduce.cell import Metrics, Place
 from retnet.reproduce.texts import StoredText
 
+WINDOWS = "by windows"
+DOCUMENTS = "by documents"
+
 
 @runtime_checkable
 class Measure(Protocol):
@@ -56,6 +59,39 @@ class TextLoss:
             f"loss {self.text.name}": score.nats / score.num_tokens,
             f"bits {self.text.name}": score.bits_per_byte,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeText:
+    """All of a text, by windows that overlap by half and by documents from first to last token.
+
+    Attributes:
+        text: to read.
+        seq_len: tokens of a window.
+    """
+
+    text: StoredText
+    seq_len: int
+
+    @property
+    def tokens(self) -> int:
+        """To read: by windows each token twice."""
+        return 3 * self.text.num_tokens
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as JSON."""
+        words = {"words": self.text.num_words}
+        return {"measure": "whole", "seq_len": self.seq_len, **words, **self.text.settings()}
+
+    def __call__(self, model: Decoder, place: Place) -> Metrics:
+        """`bits NAME WAY`, bits per byte, and `word NAME WAY`, nats per word, of both ways."""
+        stream, found = self.text.open(place), {}
+        for way, window in {WINDOWS: self.seq_len, DOCUMENTS: None}.items():
+            stride = None if window is None else window // 2
+            score = score_stream(model, stream, seq_len=window, stride=stride)
+            found[f"bits {self.text.name} {way}"] = score.bits_per_byte
+            found[f"word {self.text.name} {way}"] = score.nats / self.text.num_words
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ from retnet.bench.picture import GREY, save
 from retnet.bench.table import Table
 from retnet.hub import write_atomic
 from retnet.reproduce.cell import Result
-from retnet.reproduce.experiment import Experiment, Report, results_file, stem
+from retnet.reproduce.experiment import Experiment, Report, results_file, scale_for, stem
 from retnet.reproduce.intervals import verdict
 from retnet.reproduce.results import read_results
-from retnet.reproduce.scales import scale
 
 NOT_RUN = "No results yet."
 
@@ -71,7 +70,7 @@ def write_page(experiment: Experiment, scale_name: str, folder: Path) -> Path:
 
 
 def _scale_text(experiment: Experiment, scale_name: str) -> str:
-    about = f": {scale(scale_name).about}" if experiment.reads_texts else ""
+    about = f": {scale_for(experiment, scale_name).about}" if experiment.reads_texts else ""
     return f"Scale `{scale_name}`{about}."
 
 

@@ -22,11 +22,13 @@ class Entrant:
         config: without its vocabulary.
         variants: other decoders for the same weights, to be measured too.
         tuned_as: a model whose learning rate it takes; empty: it is tuned itself.
+        carry_state: whether it learns with the state of what came before, of `TrainSection`.
     """
 
     config: DecoderConfig
     variants: Mapping[str, DecoderConfig] = field(default_factory=dict)
     tuned_as: str = ""
+    carry_state: bool = False
 
 
 def sweep(
@@ -95,7 +97,7 @@ def training_cell(
         model=replace(entrant.config, vocab_size=texts.vocab_size),
         data=texts.data,
         fingerprint=texts.fingerprint,
-        train=replace(setup.scale.train, learning_rate=rate),
+        train=replace(setup.scale.train, learning_rate=rate, carry_state=entrant.carry_state),
         seed=seed,
         measures=measures,
         variants={

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from retnet.data import (
     find_files,
     prepare,
 )
+from retnet.evaluate import count_words
 from retnet.hub import from_dict, load_toml, write_atomic
 from retnet.reproduce.cell import MODELS, Place
 from retnet.reproduce.corpus import PythonCorpus, help_topics, write_corpus
@@ -78,6 +79,8 @@ class StoredText:
         num_documents: their number.
         num_bytes: of the text.
         longest: tokens of the second longest document: so much can be read of at least two.
+        num_words: as WikiText counts them (see `retnet.evaluate.count_words`); 0 if only the
+            beginnings of documents are kept.
     """
 
     name: str
@@ -86,6 +89,7 @@ class StoredText:
     num_documents: int
     num_bytes: int
     longest: int
+    num_words: int = 0
 
     def open(self, place: Place) -> TokenStream:
         """The tokens."""
@@ -138,12 +142,15 @@ class Amounts:
         test_tokens: of each test text, at most.
         document_tokens: from the beginning of each of its documents, at most.
         tokenizer: how text becomes tokens.
+        held_out: test on whole documents of the test and of the validation text, until there are
+            `test_tokens` of each, and on no other domain.
     """
 
     train_bytes: int = 0
     test_tokens: int
     document_tokens: int
     tokenizer: TokenizerConfig
+    held_out: bool = False
 
 
 def load_texts(file: Path) -> TextsConfig:
@@ -183,9 +190,16 @@ def prepare_texts(
         tokenizer=amounts.tokenizer,
     )
     corpus = prepare(data, place.work / MODELS / ".tokens", base=place.root, progress=progress)
-    in_domain = OtherText(name=config.name, files=config.test, text_field=config.text_field)
-    tests = [_store(in_domain, config.split_on, amounts, corpus.tokenizer, place)]
-    tests += [_store(other, "", amounts, corpus.tokenizer, place) for other in config.other]
+    parts = {config.name: config.test}
+    if amounts.held_out:
+        parts = {"test": config.test, "validation": config.valid}
+    asked = [
+        (OtherText(name=name, files=files, text_field=config.text_field), config.split_on)
+        for name, files in parts.items()
+    ]
+    if not amounts.held_out:
+        asked += [(other, "") for other in config.other]
+    tests = [_store(text, split_on, amounts, corpus.tokenizer, place) for text, split_on in asked]
     return Texts(
         name=config.name,
         data=data,
@@ -242,7 +256,12 @@ def _store(
 ) -> StoredText:
     files = find_files(list(text.files), place.root, option=f"files of {text.name}")
     documents = Documents(files, split_on=split_on, text_field=text.text_field)
-    stream = beginnings(documents, amounts, tokenizer)
+    if amounts.held_out:
+        whole = list(_first(documents, amounts.test_tokens, tokenizer))
+        stream = TokenStream.from_texts(whole, tokenizer)
+        num_words = count_words(whole)
+    else:
+        stream, num_words = beginnings(documents, amounts, tokenizer), 0
     digest = hashlib.blake2b(tokenizer.fingerprint.encode(), digest_size=8)
     digest.update(stream.tokens.astype("<u4").tobytes())
     stored = StoredText(
@@ -252,6 +271,7 @@ def _store(
         num_documents=stream.num_documents,
         num_bytes=stream.num_bytes,
         longest=_second_longest(stream),
+        num_words=num_words,
     )
     path = _stored(place, stored.fingerprint)
     if not path.exists():
@@ -263,6 +283,17 @@ def _store(
 def _second_longest(stream: TokenStream) -> int:
     lengths = np.diff(np.append(stream.document_starts, stream.num_tokens))
     return int(np.sort(lengths)[-2]) if len(lengths) > 1 else 0
+
+
+def _first(texts: Iterable[str], tokens: int, tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts, until they have so many tokens."""
+    read = 0
+    for text in texts:
+        yield text
+        [document] = tokenizer.encode_documents([text])
+        read += len(document)
+        if read >= tokens:
+            return
 
 
 def beginnings(texts: Iterable[str], amounts: Amounts, tokenizer: Tokenizer) -> TokenStream:

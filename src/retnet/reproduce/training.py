@@ -91,8 +91,8 @@ class TrainTask:
         }
 
     def terms(self) -> dict[str, Any]:
-        """Text, recipe without the learning rate, and tests."""
-        train = to_dict(self.train)
+        """Text, recipe but for what is each model's own, and tests."""
+        train = to_dict(replace(self.train, carry_state=False))
         train.pop("learning_rate", None)
         measures = [measure.settings() for measure in self.measures]
         return {"text": self.fingerprint, "train": train, "measures": measures}

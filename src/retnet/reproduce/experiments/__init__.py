@@ -6,6 +6,7 @@ from retnet.reproduce.experiments.extrapolation import Extrapolation
 from retnet.reproduce.experiments.figure5 import Figure5
 from retnet.reproduce.experiments.lm_layouts import LmLayouts
 from retnet.reproduce.experiments.probes import Probes
+from retnet.reproduce.experiments.quality import Quality
 from retnet.reproduce.experiments.table5 import Table5
 from retnet.reproduce.experiments.table6 import Table6
 from retnet.reproduce.experiments.table8 import Table8
@@ -22,6 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Extrapolation(),
         Probes(),
         LmLayouts(),
+        Quality(),
     )
 }
 

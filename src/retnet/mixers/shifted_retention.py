@@ -1,0 +1,106 @@
+"""Retention behind a token shift: heads that also see which token came before."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.retention import RetentionConfig, RetentionState
+from retnet.mixers.retention_step import OpenedRetention
+from retnet.ops import Layout
+from retnet.ops.packed_linear import Weights
+from retnet.ops.token_shift import token_shift
+from retnet.types import FormChoice
+
+
+class ShiftedRetentionState(NamedTuple):
+    """What retention remembers, and the last token."""
+
+    S: Float[Tensor, "B H D_k D_v"]
+    shift: Float[Tensor, "B D"]
+
+
+class OpenedShiftedRetention(NamedTuple):
+    """The same for single steps."""
+
+    retention: OpenedRetention
+    shift: Float[Tensor, "B D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedRetentionConfig:
+    """Retention behind RWKV's token shift (Peng et al. 2023, arXiv:2305.13048, equation 11).
+
+    One retention layer matches what a token is with what others were; to find what followed them,
+    it needs keys that tell of the token before. The shift gives it these for D parameters.
+
+    Attributes:
+        retention: of the layer behind the shift.
+    """
+
+    formula: ClassVar[str] = "y_t = retention(m ⊙ x_t + (1 - m) ⊙ x_(t-1))"
+    cost: ClassVar[str] = "O(D (C + D_k)) / O(D D_k)"
+    left_out: ClassVar[str] = "mixtures of their own for queries, keys, values and gate"
+
+    retention: RetentionConfig
+
+    def build(self, d_model: int) -> "ShiftedRetention":
+        """Make the layer for a decoder of width `d_model`."""
+        return ShiftedRetention(self, d_model)
+
+
+class ShiftedRetention(nn.Module):
+    """The layer: shift, retain."""
+
+    def __init__(self, config: ShiftedRetentionConfig, d_model: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.empty(d_model))
+        self.retention = config.retention.build(d_model)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:
+        """The current token's part rises from 0 to 1 over the channels."""
+        with torch.no_grad():
+            self.mix.copy_(torch.arange(len(self.mix), device=self.mix.device) / len(self.mix))
+        self.retention.reset_parameters(gain, depth)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Those of retention; see `Branch`."""
+        return self.retention.flops_per_token(seq_len)
+
+    def state_size(self, tokens: int) -> int:
+        """That of retention, and a token; see `Branch`."""
+        return self.retention.state_size(tokens) + len(self.mix)
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.retention.pack(weights)
+
+    def open_state(self, state: ShiftedRetentionState, tokens: int) -> OpenedShiftedRetention:
+        """Begin single steps; see `Steps`."""
+        opened = self.retention.open_state(RetentionState(state.S), tokens)
+        return OpenedShiftedRetention(opened, state.shift)
+
+    def close_state(self, opened: OpenedShiftedRetention) -> ShiftedRetentionState:
+        """The plain state again; see `Steps`."""
+        return ShiftedRetentionState(self.retention.close_state(opened.retention).S, opened.shift)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: ShiftedRetentionState | OpenedShiftedRetention | None,
+        layout: Layout,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], ShiftedRetentionState | OpenedShiftedRetention]:
+        """Mix T tokens; see `Branch` for the contract."""
+        last = None if state is None else state.shift
+        (mixed,), shift = token_shift(x, last, layout, self.mix)
+        if isinstance(state, OpenedShiftedRetention):
+            y, opened = self.retention(mixed, state.retention, layout)
+            return y, OpenedShiftedRetention(opened, shift)
+        before = None if state is None else RetentionState(state.S)
+        y, after = self.retention(mixed, before, layout, form)
+        return y, ShiftedRetentionState(after.S, shift)

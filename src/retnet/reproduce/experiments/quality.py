@@ -1,0 +1,239 @@
+"""The best small model that little time can train: RetNet as it is and improved, beside rivals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from retnet.bench.picture import GREY
+from retnet.bench.table import Table
+from retnet.model import DecoderConfig, rival
+from retnet.reproduce.cell import Result
+from retnet.reproduce.experiment import Plan, Report, Setup
+from retnet.reproduce.experiments.domains import COLORS, gap_of, tuning_remarks
+from retnet.reproduce.experiments.figure5 import resized
+from retnet.reproduce.intervals import Claim, estimate
+from retnet.reproduce.measures import DOCUMENTS, WINDOWS, WholeText
+from retnet.reproduce.scales import Scale
+from retnet.reproduce.sweep import Entrant, Runs, runs, sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RETNET, TRANSFORMER, RWKV = "RetNet", "Transformer", "RWKV"
+NEAR = "RetNet, near heads"
+SHIFTED = "RetNet, near heads, token shift"
+CARRIED = "RetNet, near heads, token shift, state carried"
+IMPROVED = (NEAR, SHIFTED, CARRIED)
+
+MORE_HEADS = 2
+"""Times as many heads, each as much smaller."""
+
+NEAR_DECAY = "linspace:2:512"
+"""Heads that remember from 2 tokens to 512; the shortest memory of the paper's is 32."""
+
+LONGER = 10
+"""Times as many tokens as other experiments of the scale read."""
+
+WIDER = 2
+"""Times as wide models, in windows as much longer."""
+
+TEST, VALIDATION = "test", "validation"
+
+
+class Quality:
+    """See the module."""
+
+    name = "quality"
+    title = "Quality: the best small model"
+    about = (
+        "Models of equal size read the same text as often, with one learning rate: RetNet as the "
+        "paper has it, its rivals, and RetNets improved one thing after the other: heads that "
+        "remember a few tokens only, a token shift before retention, and training that carries "
+        "the state from window to window. Held-out text is read to its end in two ways: in windows "
+        "as long as those of training that overlap by half, and each document from its first "
+        "token to its last without forgetting."
+    )
+    reads_texts = True
+
+    def sized(self, scale: Scale) -> Scale:
+        """Wider models, longer windows, more tokens; the held-out text of the domain alone."""
+        train = scale.train
+        steps = LONGER * train.steps
+        return replace(
+            scale,
+            about="four times the parameters and ten times the tokens of its other experiments",
+            model=resized(scale.model, WIDER, 1, 1, 1),
+            train=replace(
+                train,
+                steps=steps,
+                seq_len=WIDER * train.seq_len,
+                batch_size=max(train.batch_size // WIDER, 1),
+                precision="bfloat16",
+                warmup_steps=max(steps // 50, 1),
+                save_every=max(steps // 20, 1),
+                log_every=max(steps // 100, 1),
+            ),
+            rates=scale.rates[len(scale.rates) // 2 :][:1],
+            amounts=replace(
+                scale.amounts, held_out=True, test_tokens=LONGER * scale.amounts.test_tokens
+            ),
+        )
+
+    def plan(self, setup: Setup, done: Mapping[str, Result]) -> Plan:
+        """Each model."""
+        assert setup.texts is not None
+        seq_len = setup.scale.train.seq_len
+        measures = tuple(WholeText(text=text, seq_len=seq_len) for text in setup.texts.tests)
+        return sweep(setup, _entrants(setup.scale.model), measures, done)
+
+    def report(self, results: Sequence[Result]) -> Report:
+        """Bits per byte and perplexity per word, and whether a RetNet beats both rivals."""
+        found = runs(results)
+        return Report(
+            ours=[_table(found, results)],
+            papers=[],
+            claims=_claims(found),
+            remarks=[
+                "The claims compare models as they read best, by the validation text: one with "
+                "attention in windows, say, and one with a state without forgetting.",
+                *tuning_remarks(found, {}, results),
+            ],
+            draw=lambda figure: _draw(figure, found),
+        )
+
+
+@cache
+def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
+    [layer] = base.layers
+    mixer: Any = layer.mixer
+    near = replace(mixer, num_heads=MORE_HEADS * mixer.num_heads, decay=NEAR_DECAY)
+    shifted = rival(base, "shifted_retention", retention=near)
+    return {
+        RETNET: Entrant(config=base),
+        TRANSFORMER: Entrant(config=rival(base, "attention")),
+        RWKV: Entrant(config=rival(base, "rwkv")),
+        CARRIED: Entrant(config=shifted, carry_state=True),
+        SHIFTED: Entrant(config=shifted),
+        NEAR: Entrant(config=replace(base, layers=(replace(layer, mixer=near),))),
+    }
+
+
+def best_way(run: Runs) -> str:
+    """How a model reads the validation text best, by the mean over seeds."""
+    return min((WINDOWS, DOCUMENTS), key=lambda way: _mean(run, f"bits {VALIDATION} {way}"))
+
+
+def _mean(run: Runs, metric: str) -> float:
+    return estimate([*run.values(metric).values()]).mean
+
+
+def _table(found: Mapping[str, Runs], results: Sequence[Result]) -> Table:
+    order = sorted(
+        found, key=lambda name: _mean(found[name], f"bits {TEST} {best_way(found[name])}")
+    )
+    rows = []
+    for name in order:
+        run = found[name]
+        way = best_way(run)
+
+        def text(metric: str, run: Runs = run) -> str:
+            return estimate([*run.values(metric).values()]).text(3)
+
+        words = [math.exp(nats) for nats in run.values(f"word {TEST} {way}").values()]
+        minutes = estimate([value / 60 for value in run.values("seconds").values()])
+        settings = next(iter(run.results.values())).settings
+        rows.append(
+            (
+                name,
+                text(f"bits {VALIDATION} {way}"),
+                text(f"bits {TEST} {WINDOWS}"),
+                text(f"bits {TEST} {DOCUMENTS}"),
+                estimate(words).text(1),
+                f"{len(run.results)}",
+                f"{minutes.mean:.0f}",
+                f"{settings['parameters'] / 1e6:.2f}",
+            )
+        )
+    last = results[-1].settings
+    train = last["train"]
+    tokens = train["steps"] * train["batch_size"] * train["seq_len"]
+    held_out = ", ".join(
+        f"{m['name']} ({m['documents']} documents, {m['tokens']:,} tokens, {m['words']:,} words)"
+        for m in last["measures"]
+    )
+    return Table(
+        title="Bits per byte of held-out text, and perplexity per word",
+        columns=(
+            "model",
+            VALIDATION,
+            f"{TEST} {WINDOWS}",
+            f"{TEST} {DOCUMENTS}",
+            "per word",
+            "seeds",
+            "minutes of training",
+            "M parameters",
+        ),
+        rows=rows,
+        caption=(
+            f"Trained for {tokens:,} tokens in windows of {train['seq_len']}, learning rate "
+            f"{train['learning_rate']:g}, products in {train['precision']}. Held out: {held_out}. "
+            "Validation and words are read in the way that suits the model better. Words are what "
+            "blanks separate, and each end of a line is one more. Parameters without embeddings. "
+            "Mean over seeds ± its standard error."
+        ),
+    )
+
+
+def _claims(found: Mapping[str, Runs]) -> list[Claim]:
+    """That each RetNet beats each rival on the test text."""
+
+    def bits(name: str) -> Mapping[int, float] | None:
+        run = found.get(name)
+        return None if run is None else run.values(f"bits {TEST} {best_way(run)}")
+
+    return [
+        Claim(
+            says=f"{ours} predicts better than {{}}",
+            name=theirs,
+            gap=gap_of(bits(theirs), bits(ours)),
+            unit="bits per byte",
+        )
+        for ours in (RETNET, *IMPROVED)
+        for theirs in (TRANSFORMER, RWKV)
+    ]
+
+
+def _draw(figure: "Figure", found: Mapping[str, Runs]) -> None:
+    """Bits per byte of the test text, by both ways of reading."""
+    axes = figure.subplots()
+    order = sorted(
+        found, key=lambda name: _mean(found[name], f"bits {TEST} {best_way(found[name])}")
+    )
+    for number, way in enumerate((WINDOWS, DOCUMENTS)):
+        for place, name in enumerate(reversed(order)):
+            values = [*found[name].values(f"bits {TEST} {way}").values()]
+            mean = estimate(values)
+            axes.errorbar(
+                mean.mean,
+                place + 0.12 * (1 - 2 * number),
+                xerr=mean.error or 0.0,
+                fmt="os"[number],
+                color=COLORS[number],
+                capsize=3,
+                label=way if not place else None,
+            )
+            axes.plot(
+                values,
+                [place + 0.12 * (1 - 2 * number)] * len(values),
+                ".",
+                color=GREY,
+                markersize=3,
+                zorder=0,
+            )
+    axes.set_yticks(range(len(order)), [*reversed(order)])
+    axes.set_xlabel("bits per byte of the test text")
+    axes.grid(axis="x", color=GREY, alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="read")
