@@ -49,11 +49,11 @@ class Quality:
     title = "Quality: the best small model"
     about = (
         "Models of equal size read the same text as often, with one learning rate: RetNet as the "
-        "paper has it, its rivals, and RetNets improved one thing after the other: heads that "
-        "remember a few tokens only, a token shift before retention, and training that carries "
-        "the state from window to window. Held-out text is read to its end in two ways: in windows "
-        "as long as those of training that overlap by half, and each document from its first "
-        "token to its last without forgetting."
+        "paper has it, its rivals, and RetNets improved one thing after the other: more heads, "
+        "some of which remember a few tokens only, and no norm of each; a token shift before "
+        "retention; training that carries the state from window to window. Held-out text is read "
+        "to its end in two ways: in windows as long as those of training that overlap by half, and "
+        "each document from its first token to its last without forgetting."
     )
     reads_texts = True
 
@@ -108,7 +108,9 @@ class Quality:
 def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
     [layer] = base.layers
     mixer: Any = layer.mixer
-    near = replace(mixer, num_heads=MORE_HEADS * mixer.num_heads, decay=NEAR_DECAY)
+    near = replace(
+        mixer, num_heads=MORE_HEADS * mixer.num_heads, decay=NEAR_DECAY, head_norm="none"
+    )
     shifted = rival(base, "shifted_retention", retention=near)
     return {
         RETNET: Entrant(config=base),
