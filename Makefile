@@ -8,9 +8,9 @@ FOLDER ?= runs/demo
 BIN := .venv/bin
 OLD_HF := .venv-hf-5.17
 READY := .venv/.ready
-# In the tests of these rooms every call has the shapes and types of its signature checked, which
-# takes half of the time again; torch.compile does not get through the checks.
-SHAPED := tests/ops tests/mixers tests/model
+# In these tests, which call all mixers and their ops, each call has the shapes and types of its
+# signature checked; that takes half of the time again, and torch.compile does not get through it.
+SHAPED := tests/mixers tests/model/test_every_mixer.py
 COMPILED := tests/model/test_compile.py
 
 # Without kept bytecode each of the tests' processes compiles everything again.
@@ -30,8 +30,8 @@ test: $(READY)  ## everything CI checks: `check`, the tests and every example in
 
 # `check` is one process, and many tests wait for servers: together they fill two cores.
 suite: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype --ignore=$(COMPILED) $(SHAPED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(SHAPED))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype $(SHAPED)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(SHAPED) $(COMPILED))
 
 beside: check $(OLD_HF)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(COMPILED)

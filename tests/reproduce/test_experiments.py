@@ -320,7 +320,7 @@ def test_quality_is_larger_and_longer_than_the_scale() -> None:
     sized = scale_for(EXPERIMENTS["quality"], "cpu")
     usual = scale("cpu")
     assert scale_for(EXPERIMENTS["table5"], "cpu") == usual
-    assert sized.train.steps * sized.train.tokens_per_step == 10 * (
+    assert sized.train.steps * sized.train.tokens_per_step == 6 * (
         usual.train.steps * usual.train.tokens_per_step
     )
     assert num_parameters(sized.model) == pytest.approx(4 * num_parameters(usual.model), rel=0.01)

@@ -33,7 +33,7 @@ MORE_HEADS = 2
 NEAR_DECAY = "linspace:2:512"
 """Heads that remember from 2 tokens to 512; the shortest memory of the paper's is 32."""
 
-LONGER = 10
+LONGER = 6
 """Times as many tokens as other experiments of the scale read."""
 
 WIDER = 2
@@ -63,7 +63,7 @@ class Quality:
         steps = LONGER * train.steps
         return replace(
             scale,
-            about="four times the parameters and ten times the tokens of its other experiments",
+            about="four times the parameters and six times the tokens of its other experiments",
             model=resized(scale.model, WIDER, 1, 1, 1),
             train=replace(
                 train,
