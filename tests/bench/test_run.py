@@ -28,6 +28,7 @@ from retnet.bench import (
     trainees,
 )
 from retnet.bench.cases import DECODES, OPS, PREFILLS, QUICK_PREFILLS, QUICK_TRAINS, READS, TRAINS
+from retnet.bench.decode import rooms
 from retnet.bench.gates import OpInputs
 from retnet.bench.gpu import GPU_BENCHES
 from retnet.bench.ours import Texts, fresh, prefiller_of, speaker_of, trainee_of
@@ -189,6 +190,12 @@ def test_a_wrong_form_is_reported_and_not_measured(
 
 
 @pytest.mark.usefixtures("_with_peer")
+def test_a_rival_makes_room_for_its_own_cases_alone() -> None:
+    found = rooms([case for case in DECODES.values() if case.size == SMALL])
+    assert found["llama.cpp"] == (8192, 8)
+    assert found["attention float32"] == (32_768, 8)
+
+
 @pytest.mark.parametrize("name", ["train", "prefill", "decode"])
 def test_decoders_of_other_sizes_are_not_compared(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
