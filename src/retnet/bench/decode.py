@@ -71,12 +71,20 @@ def _ready(
     kernels: tuple[Kernels, ...] = ("torch", "numba") if compiled else ("torch",)
     gate = all_of([gate_decoding(ours, kind, by) for kind in WEIGHTS for by in kernels])
     gate.require()
-    rivals = list(dict.fromkeys(who for case in group for who in case.rivals))
-    room = Room(max(case.context for case in group), max(case.B for case in group))
-    speakers |= rival_speakers(rivals, group[0].size, room, session)
+    speakers |= rival_speakers(_rooms(group), group[0].size, session)
     sizes = {who: it.parameters for who, it in speakers.items()}
     gate_size(next(iter(sizes.values())), sizes).require()
     return speakers, gate
+
+
+def _rooms(group: Sequence[DecodeCase]) -> dict[str, Room]:
+    """What each rival must be ready for: the cases that it is in, and no others."""
+    rivals = dict.fromkeys(who for case in group for who in case.rivals)
+    own = {who: [case for case in group if who in case.rivals] for who in rivals}
+    return {
+        who: Room(max(case.context for case in cases), max(case.B for case in cases))
+        for who, cases in own.items()
+    }
 
 
 def _measure(

@@ -1,6 +1,6 @@
 """Speakers: who decodes, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
 import torch
@@ -64,11 +64,11 @@ def is_ours(name: str) -> bool:
 
 
 def rival_speakers(
-    names: Sequence[str], size: ModelSize, room: Room, session: Session
+    rooms: Mapping[str, Room], size: ModelSize, session: Session
 ) -> dict[str, Speaker]:
-    """Those of RIVALS that are installed; the session notes the others."""
+    """Those of RIVALS that are installed, each with its room; the session notes the others."""
     found = {}
-    for name in names:
+    for name, room in rooms.items():
         try:
             found[name] = RIVALS[name](size, room)
         except PeerMissing as missing:
