@@ -28,10 +28,11 @@ demo: $(READY)  ## the whole story in about two minutes: train, score, generate,
 test: $(READY)  ## everything CI checks: `check`, the tests and every example in the docs
 	$(MAKE) --no-print-directory --jobs=2 suite beside
 
+# A file's tests share what its fixtures start, so one process runs them all (`loadfile`).
 # `check` is one process, and many tests wait for servers: together they fill two cores.
 suite: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --jaxtyping-packages=retnet,beartype.beartype $(SHAPED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(addprefix --ignore=,$(SHAPED) $(COMPILED))
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(addprefix --ignore=,$(SHAPED) $(COMPILED))
 
 beside: check $(OLD_HF)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(COMPILED)

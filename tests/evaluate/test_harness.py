@@ -29,9 +29,6 @@ def text(chance: random.Random, words: int) -> str:
     return " ".join(chance.choice(WORDS) for _ in range(words))
 
 
-pytestmark = pytest.mark.xdist_group("harness")  # one worker loads the harness, once
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small files in the form of three kinds of tasks."""

@@ -20,7 +20,7 @@ pytest.importorskip(
 
 from distributed import LocalCluster
 
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 CELLS = 2 * (2 + 1)
 

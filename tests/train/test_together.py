@@ -14,8 +14,6 @@ from safetensors.torch import load_file
 from retnet.hub import dump_toml
 from retnet.train import load_config, read_metrics, run, train
 
-pytestmark = pytest.mark.xdist_group("together")  # one worker makes the runs, once
-
 SCRIPT = Path(__file__).with_name("together.py")
 
 JOBS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ TIMEOUT_MS = 30_000
 BRIEF = {"temperature": "0", "max_tokens": "4"}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import expect
 
@@ -24,7 +24,7 @@ def browser() -> Iterator[Any]:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     with serving(tmp_path_factory.mktemp("sessions")) as running:
         yield running

@@ -13,8 +13,6 @@ import requests
 from ports import wait_until
 from replicas import Replica, complete, replicas
 
-pytestmark = pytest.mark.xdist_group("folder")  # one worker starts the servers, once
-
 
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:

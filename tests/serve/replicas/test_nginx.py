@@ -27,9 +27,6 @@ class Front(NamedTuple):
     redis: RedisServer
 
 
-pytestmark = pytest.mark.xdist_group("nginx")  # one worker starts the servers, once
-
-
 @pytest.fixture(scope="module")
 def front(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("front")

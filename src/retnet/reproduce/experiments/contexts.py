@@ -35,8 +35,8 @@ def doubling(shortest: int, longest: int) -> tuple[int, ...]:
 
 
 def long_text(texts: Sequence[StoredText], longest: int) -> StoredText:
-    """The first text of another domain with two documents that are longer; else the longest."""
-    enough = [text for text in (*texts[1:], *texts[:1]) if text.longest > longest]
+    """The first text with two documents that are longer; else the longest."""
+    enough = [text for text in texts if text.longest > longest]
     return enough[0] if enough else max(texts, key=lambda text: text.longest)
 
 

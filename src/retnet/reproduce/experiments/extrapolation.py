@@ -25,12 +25,15 @@ from retnet.reproduce.experiments.contexts import (
 )
 from retnet.reproduce.experiments.domains import gap_of, tuning_remarks
 from retnet.reproduce.intervals import Claim
+from retnet.reproduce.scales import Scale
 from retnet.reproduce.sweep import Entrant, runs, sweep
 
 ROPE = "RoPE"
 RETNET = "RetNet"
 SINKS = 4
 SEGMENT = 128
+MORE_TEXT = 6
+"""Times as many tokens to be tested on as in other experiments: few documents are so long."""
 
 SCALINGS: dict[str, ScalingKind] = {
     "PI": "linear",
@@ -60,11 +63,17 @@ class Extrapolation:
     title = "Length extrapolation of position methods"
     about = (
         "Every method learns from rows of the same length; then the same last tokens of long "
-        "documents are predicted from more and more context, up to many times that length. "
+        "held-out documents of the same kind are predicted from more and more context, up to many "
+        "times that length: where a model predicts well, what breaks it shows. "
         "Methods said to be at the test change how a trained model reads and none of its "
         "weights. Transformers share the learning rate that is best for RoPE."
     )
     reads_texts = True
+
+    def sized(self, scale: Scale) -> Scale:
+        """Whole documents of the domain that is learned, a few times as many."""
+        tokens = MORE_TEXT * scale.amounts.test_tokens
+        return replace(scale, amounts=replace(scale.amounts, held_out=True, test_tokens=tokens))
 
     def plan(self, setup: Setup, done: Mapping[str, Result]) -> Plan:
         """Each method; those at the test are variants of the model that they change."""
@@ -92,10 +101,11 @@ class Extrapolation:
                     rates[method] = f"{run.rate:g}"
         length, longest = measure["contexts"][0], measure["contexts"][-1]
         caption = (
-            f"Perplexity of the last {measure['segment']} tokens of rows from {measure['name']}, "
-            f"from as much context as the column says; trained on rows of {length}. Mean over "
-            "seeds ± its standard error. More context: whether the longest context improves on "
-            "the shortest, is flat, or breaks (is worse than the best), by intervals over seeds."
+            f"Perplexity of the last {measure['segment']} tokens of long rows of the "
+            f"{measure['name']} text, from as much context as the column says; trained on rows of "
+            f"{length}. Mean over seeds ± its standard error. More context: whether the longest "
+            "context improves on the shortest, is flat, or breaks (is worse than the best), by "
+            "intervals over seeds."
         )
         return Report(
             ours=[context_table("Perplexity by context", by_method, rates, caption)],
