@@ -45,7 +45,7 @@ class ProbeTask:
         probe: its name.
         lengths: of examples to answer, rising.
         train: how to learn; seq_len is the longest example's. Where shorter ones are to be
-            answered, all lengths up to it are learned.
+            answered, all lengths up to it are learned, in steps of as many tokens.
         seed: of weights and examples.
         test_batches: examples of each length to answer, in batches of 32.
     """
@@ -130,12 +130,13 @@ class ProbeTask:
         """Examples without end."""
         probe = self._probe
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "examples"))
-        mixed = self.lengths[0] < self.train.seq_len
+        longest, rows = self.train.seq_len, self.train.batch_size
+        mixed = self.lengths[0] < longest
         while True:
-            length = self.train.seq_len
+            length = longest
             if mixed:
-                length = int(torch.randint(probe.shortest, length + 1, (), generator=generator))
-            yield probe.make(self.train.batch_size, length, generator)
+                length = int(torch.randint(probe.shortest, longest + 1, (), generator=generator))
+            yield probe.make(rows * longest // length, length, generator)
 
     def _fresh(self, purpose: str, length: int) -> Examples:
         generator = torch.Generator().manual_seed(derived_seed(0, purpose))

@@ -25,6 +25,7 @@ PROBES = {
     for probe in (
         mqar(),
         mqar(filler=True),
+        mqar(vocab_size=64),
         one_question(first=False),
         one_question(first=True),
         needle(),

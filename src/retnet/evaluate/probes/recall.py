@@ -19,11 +19,14 @@ ZOOLOGY = "Arora et al. 2023, arXiv:2312.04927, section 3 (MQAR)"
 MQAR_POINTS = ((64, 4), (128, 8), (256, 16), (512, 64))
 """Lengths and pairs of that paper's figure 2."""
 
+VOCAB_SIZE = 8192
+"""That paper's."""
+
 GAP_POWER = 0.01
 """Its `a`: keys come again soon after the pairs, and seldom late."""
 
 
-def mqar(*, vocab_size: int = 8192, pairs: int | None = None, filler: bool = False) -> Probe:
+def mqar(*, vocab_size: int = VOCAB_SIZE, pairs: int | None = None, filler: bool = False) -> Probe:
     """Multi-query associative recall.
 
     `k1 v1 k2 v2 ...` and then slots of two places, in the first of which each key comes once more:
@@ -53,6 +56,8 @@ def mqar(*, vocab_size: int = 8192, pairs: int | None = None, filler: bool = Fal
         return Examples(tokens, empty_targets(tokens).scatter_(1, asked, values))
 
     name = "mqar-random" if filler else "mqar"
+    if vocab_size != VOCAB_SIZE:
+        name += f"-{vocab_size}"
     return Probe(
         name=name,
         about="give the value of each key that comes again",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from retnet.bench.table import Table
 from retnet.evaluate.probes import PROBES
@@ -11,6 +11,7 @@ from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.experiments.domains import gap_of, tuning_remarks
 from retnet.reproduce.experiments.figure5 import resized
+from retnet.reproduce.experiments.quality import SHIFTED, token_shift
 from retnet.reproduce.experiments.table5 import NAMES, RETNET, RIVALS
 from retnet.reproduce.intervals import Claim, estimate
 from retnet.reproduce.probing import ProbeTask
@@ -21,22 +22,45 @@ from retnet.train import TrainSection
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CHOSEN = (
-    "mqar",
-    "context-first",
-    "question-first",
-    "copying",
-    "needle",
-    "even-pairs",
-    "parity",
-    "position",
-)
-"""Of the probes: recall, its order, copying, distance, automata, positions."""
 
-ROWS = 16
-"""Of a step."""
+class Lengths(NamedTuple):
+    """Tokens of a probe's examples: the longest that are learned, and those to answer."""
 
-STEPS = {"smoke": 2, "cpu": 300, "gpu": 5000, "paper": 20_000}
+    learned: int
+    answered: tuple[int, ...]
+
+
+SHORT = {
+    "copying": Lengths(64, (16, 64, 128)),
+    "mqar-64": Lengths(64, (16, 64, 128)),
+    "needle": Lengths(64, (16, 64, 256)),
+    "even-pairs": Lengths(16, (8, 16, 64)),
+    "parity": Lengths(16, (8, 16, 64)),
+    "position": Lengths(64, (64,)),
+}
+"""What a small budget is enough for: copying, recall, distance, automata, positions."""
+
+LONG = {
+    name: Lengths(PROBES[name].train_length, PROBES[name].test_lengths)
+    for name in (
+        "copying",
+        "mqar",
+        "context-first",
+        "question-first",
+        "needle",
+        "even-pairs",
+        "parity",
+        "position",
+    )
+}
+"""The same as papers have them, and recall by one question in front of the text or behind it."""
+
+MIXERS = {RETNET: NAMES[RETNET], "shifted_retention": SHIFTED} | {m: NAMES[m] for m in RIVALS}
+"""With their names, and the best RetNet of the experiment `quality` among them."""
+
+LEARNED = {"smoke": SHORT, "cpu": SHORT, "gpu": LONG, "paper": LONG}
+STEPS = {"smoke": 2, "cpu": 800, "gpu": 5000, "paper": 20_000}
+STEP_TOKENS = {"smoke": 256, "cpu": 4096, "gpu": 16_384, "paper": 32_768}
 TEST_BATCHES = {"smoke": 1}
 """Of 32 rows each; 8 at other scales."""
 
@@ -47,20 +71,27 @@ class Probes:
     name = "probes"
     title = "Probes of memory"
     about = (
-        "Decoders of half the width and depth, equal in parameters, learn one small task each: "
-        "recall of many keys (mqar), of one key named after or before the pairs (context-first, "
-        "question-first), copying, a needle in a text, two automata, and telling places in a text "
-        "of equal tokens. Accuracy is the share of right answers, on new examples."
+        "Decoders of half the width and depth, equal in parameters, learn one small task each from "
+        "examples of all lengths up to some: copying, recall of many keys (mqar), of one key named "
+        "after or before the pairs (context-first, question-first), a needle in a text, two "
+        "automata, and telling places in a text of equal tokens. Each takes the learning rate that "
+        "is best for its copying. Accuracy is the share of right answers, on new examples."
     )
     reads_texts = False
 
     def plan(self, setup: Setup, done: Mapping[str, Result]) -> Plan:
         """Each mixer on each probe."""
         scale = setup.scale
+        learned = LEARNED[scale.name]
+        tuned_on = next(iter(learned))
         pairs = {
             _name(mixer, probe): (mixer, probe)
-            for mixer in setup.chosen((RETNET, *RIVALS))
-            for probe in CHOSEN
+            for mixer in setup.chosen(tuple(MIXERS))
+            for probe in learned
+        }
+        names = {
+            name: "" if probe == tuned_on else _name(mixer, tuned_on)
+            for name, (mixer, probe) in pairs.items()
         }
 
         def cell(name: str, rate: float, seed: int) -> Cell:
@@ -68,41 +99,52 @@ class Probes:
             task = _task(scale, mixer, probe, rate, seed)
             return Cell(labels={"model": name, "learning_rate": rate, "seed": seed}, task=task)
 
-        return tuned(dict.fromkeys(pairs, ""), cell, scale, done)
+        return tuned(names, cell, scale, done)
 
     def report(self, results: Sequence[Result]) -> Report:
         """Accuracy by mixer and probe, at the length of the training and at the longest."""
         found = runs(results)
-        at = {
-            "as long as in training": {probe: PROBES[probe].train_length for probe in CHOSEN},
-            "the longest": {probe: PROBES[probe].test_lengths[-1] for probe in CHOSEN},
+        learned = {
+            probe: Lengths(of["train"]["seq_len"], tuple(of["lengths"]))
+            for probe, of in {str(r.settings["probe"]): r.settings for r in results}.items()
+        }
+        same = {probe: lengths.learned for probe, lengths in learned.items()}
+        longer = {
+            probe: lengths.answered[-1]
+            for probe, lengths in learned.items()
+            if lengths.answered[-1] > lengths.learned
         }
         return Report(
             ours=[
-                _table(f"Accuracy in %, examples {which}", found, lengths)
-                for which, lengths in at.items()
+                _table("Accuracy in %, examples as long as in training", found, same),
+                _table("Accuracy in %, longer examples than in training", found, longer),
             ],
             papers=[],
-            claims=_claims(found),
+            claims=_claims(found, same),
             remarks=tuning_remarks(found, {}, results),
-            draw=lambda figure: _draw(figure, found, at["as long as in training"]),
+            draw=lambda figure: _draw(figure, found, same),
         )
 
 
 def _task(scale: Scale, mixer: str, probe: str, rate: float, seed: int) -> ProbeTask:
     base = resized(scale.model, 1, 2, 1, 2)
     heads = {"num_heads": max(base.d_model // 32, 1)}
-    with_heads = ("attention", "linear_attention")
-    config = base if mixer == RETNET else rival(base, mixer, **heads if mixer in with_heads else {})
-    steps = STEPS[scale.name]
+    if mixer == RETNET:
+        config = base
+    elif mixer == "shifted_retention":
+        config = token_shift(base)
+    else:
+        with_heads = mixer in ("attention", "linear_attention")
+        config = rival(base, mixer, **heads if with_heads else {})
+    lengths, steps = LEARNED[scale.name][probe], STEPS[scale.name]
     return ProbeTask(
         model=replace(config, vocab_size=PROBES[probe].vocab_size, dropout=0.0),
         probe=probe,
-        lengths=PROBES[probe].test_lengths,
+        lengths=lengths.answered,
         train=TrainSection(
             steps=steps,
-            batch_size=ROWS,
-            seq_len=PROBES[probe].train_length,
+            batch_size=STEP_TOKENS[scale.name] // lengths.learned,
+            seq_len=lengths.learned,
             learning_rate=rate,
             warmup_steps=max(steps // 10, 1),
         ),
@@ -112,7 +154,7 @@ def _task(scale: Scale, mixer: str, probe: str, rate: float, seed: int) -> Probe
 
 
 def _name(mixer: str, probe: str) -> str:
-    return f"{NAMES[mixer]} on {probe}"
+    return f"{MIXERS[mixer]} on {probe}"
 
 
 def _accuracy(found: Mapping[str, Runs], mixer: str, probe: str, length: int) -> dict[int, float]:
@@ -123,14 +165,14 @@ def _accuracy(found: Mapping[str, Runs], mixer: str, probe: str, length: int) ->
 
 def _table(title: str, found: Mapping[str, Runs], lengths: Mapping[str, int]) -> Table:
     rows = []
-    for mixer in (RETNET, *RIVALS):
+    for mixer in MIXERS:
         cells = [
             estimate([100 * x for x in values.values()]).text(1) if values else ""
             for probe, length in lengths.items()
             if (values := _accuracy(found, mixer, probe, length)) is not None
         ]
         if any(cells):
-            rows.append((NAMES[mixer], *cells))
+            rows.append((MIXERS[mixer], *cells))
     chances = ", ".join(f"{probe} {100 * PROBES[probe].chance:.1f}" for probe in lengths)
     return Table(
         title=title,
@@ -143,36 +185,44 @@ def _table(title: str, found: Mapping[str, Runs], lengths: Mapping[str, int]) ->
     )
 
 
-def _claims(found: Mapping[str, Runs]) -> list[Claim]:
+def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim]:
     """Of recall, of the order of question and text, and of positions."""
 
     def accuracy(mixer: str, probe: str) -> dict[int, float]:
-        return _accuracy(found, mixer, probe, PROBES[probe].train_length)
+        return _accuracy(found, mixer, probe, lengths[probe]) if probe in lengths else {}
 
-    others = [mixer for mixer in RIVALS if mixer != "attention"]
+    recall = {
+        "copying": "the Transformer copies better than {}",
+        "mqar": "the Transformer recalls many keys better than {}",
+        "mqar-64": "the Transformer recalls many keys better than {}",
+        "needle": "the Transformer finds a needle better than {}",
+    }
     claims = [
         Claim(
-            says="the Transformer recalls many keys better than {}",
-            name=NAMES[mixer],
-            gap=gap_of(accuracy("attention", "mqar"), accuracy(mixer, "mqar")),
+            says=says,
+            name=MIXERS[mixer],
+            gap=gap_of(accuracy("attention", probe), accuracy(mixer, probe)),
         )
-        for mixer in (RETNET, *others)
+        for probe, says in recall.items()
+        for mixer in MIXERS
+        if mixer != "attention" and probe in lengths
     ]
     claims += [
         Claim(
             says="the question before the text helps {}",
-            name=NAMES[mixer],
+            name=MIXERS[mixer],
             gap=gap_of(accuracy(mixer, "question-first"), accuracy(mixer, "context-first")),
         )
-        for mixer in (RETNET, *RIVALS)
+        for mixer in MIXERS
+        if "question-first" in lengths
     ]
-    for mixer in (RETNET, *RIVALS):
+    for mixer in MIXERS:
         places = accuracy(mixer, "position")
         half = dict.fromkeys(places, 0.5)
         claims.append(
             Claim(
                 says="places among equal tokens are told apart, more than half of them, by {}",
-                name=NAMES[mixer],
+                name=MIXERS[mixer],
                 gap=gap_of(places, half),
             )
         )
@@ -182,7 +232,7 @@ def _claims(found: Mapping[str, Runs]) -> list[Claim]:
 def _draw(figure: "Figure", found: Mapping[str, Runs], lengths: Mapping[str, int]) -> None:
     """A chequered table of accuracies."""
     axes = figure.subplots()
-    mixers = [m for m in (RETNET, *RIVALS) if any(_name(m, probe) in found for probe in lengths)]
+    mixers = [m for m in MIXERS if any(_name(m, probe) in found for probe in lengths)]
     grid = [
         [
             estimate([*values.values()]).mean if values else float("nan")
@@ -193,7 +243,7 @@ def _draw(figure: "Figure", found: Mapping[str, Runs], lengths: Mapping[str, int
     ]
     axes.imshow(grid, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(lengths)), [*lengths], rotation=20, ha="right", fontsize=8.5)
-    axes.set_yticks(range(len(mixers)), [NAMES[mixer] for mixer in mixers], fontsize=8.5)
+    axes.set_yticks(range(len(mixers)), [MIXERS[mixer] for mixer in mixers], fontsize=8.5)
     for row, values in enumerate(grid):
         for column, value in enumerate(values):
             if value == value:  # not run is no number

@@ -105,14 +105,25 @@ class Quality:
         )
 
 
-@cache
-def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
+def near_heads(base: DecoderConfig) -> DecoderConfig:
+    """RetNet with more heads, some of which remember a few tokens only, and no norm of each."""
     [layer] = base.layers
     mixer: Any = layer.mixer
     near = replace(
         mixer, num_heads=MORE_HEADS * mixer.num_heads, decay=NEAR_DECAY, head_norm="none"
     )
-    shifted = rival(base, "shifted_retention", retention=near)
+    return replace(base, layers=(replace(layer, mixer=near),))
+
+
+def token_shift(base: DecoderConfig) -> DecoderConfig:
+    """The same, which sees the token before in front of retention."""
+    near = near_heads(base)
+    return rival(base, "shifted_retention", retention=near.layers[0].mixer)
+
+
+@cache
+def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
+    shifted = token_shift(base)
     return {
         RETNET: Entrant(config=base),
         TRANSFORMER: Entrant(config=rival(base, "attention")),
@@ -120,7 +131,7 @@ def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
         CARRIED: Entrant(config=shifted, carry_state=True),
         SHIFTED: Entrant(config=shifted),
         RWKV_CARRIED: Entrant(config=rival(base, "rwkv"), carry_state=True),
-        NEAR: Entrant(config=replace(base, layers=(replace(layer, mixer=near),))),
+        NEAR: Entrant(config=near_heads(base)),
     }
 
 
