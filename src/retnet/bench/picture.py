@@ -86,6 +86,7 @@ def draw_lines(axes: "Axes", title: str, lines: Iterable[Line], *, log_y: bool) 
     ticks = sorted({x for line in lines for x in line.x})
     axes.set_xticks(thinned(ticks), [tokens_text(x) for x in thinned(ticks)])
     axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.tick_params(axis="x", labelsize=8.5)
     for line in lines:
         color, marker, name = look(line.by)
         (drawn,) = axes.plot(line.x, line.y, color=color, marker=marker, markersize=5)

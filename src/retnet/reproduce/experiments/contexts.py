@@ -127,11 +127,15 @@ def growth_verdict(curve: Curve) -> str:
     return verdict_of(gain, after_best)
 
 
-def draw_contexts(figure: "Figure", found: Mapping[str, Curve], bold: Sequence[str]) -> None:
+def draw_contexts(
+    figure: "Figure", found: Mapping[str, Curve], bold: Sequence[str], dashed: Sequence[str] = ()
+) -> None:
     """Perplexity against length of context, a line for each method; the worst leave the frame."""
     axes = figure.subplots()
     ends = []
-    for number, (name, curve) in enumerate(found.items()):
+    last = {name: estimate([*curve[max(curve)].values()]).mean for name, curve in found.items()}
+    worst_first = sorted(found, key=lambda name: last[name], reverse=True)
+    for number, (name, curve) in enumerate((name, found[name]) for name in worst_first):
         contexts = sorted(curve)
         means = [estimate([math.exp(x) for x in curve[c].values()]) for c in contexts]
         axes.errorbar(
@@ -141,6 +145,7 @@ def draw_contexts(figure: "Figure", found: Mapping[str, Curve], bold: Sequence[s
             color=COLORS[number % len(COLORS)],
             marker=MARKERS[number // len(COLORS) % len(MARKERS)],
             linewidth=2.4 if name in bold else 1.1,
+            linestyle="--" if name in dashed else "-",
             markersize=4.5,
             capsize=2,
             label=name,

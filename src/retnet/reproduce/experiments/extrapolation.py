@@ -90,11 +90,13 @@ class Extrapolation:
         found = runs(results)
         [measure] = tested(results)
         by_method: dict[str, Curve] = {}
+        at_test: list[str] = []
         rates: dict[str, str] = {}
         for name, run in found.items():
             settings = next(iter(run.results.values())).settings
             for variant in ("", *settings["variants"]):
                 method = f"{name}, {variant}" if variant else name
+                at_test += [method] if variant else []
                 curve = curve_of(run, [measure], f"{variant}: " if variant else "")
                 if curve:
                     by_method[method] = curve
@@ -112,7 +114,7 @@ class Extrapolation:
             papers=[_su()],
             claims=_claims(by_method, length, longest),
             remarks=tuning_remarks(found, {}, results),
-            draw=lambda figure: draw_contexts(figure, by_method, (ROPE, RETNET)),
+            draw=lambda figure: draw_contexts(figure, by_method, (ROPE, RETNET), at_test),
         )
 
 
