@@ -12,6 +12,7 @@ from retnet.model.scoring import TokenModel, example_nats
 from retnet.ops.cross_entropy import IGNORED
 from retnet.train.config import TrainSection
 from retnet.train.loop import Diverged, derived_seed
+from retnet.train.memory import keep_freed_memory
 from retnet.train.optimizer import build_optimizer
 from retnet.train.schedule import learning_rate
 
@@ -37,6 +38,7 @@ def train_on_examples(
         Diverged: a loss or a gradient is no number any more.
     """
     assert isinstance(model, nn.Module)
+    keep_freed_memory()
     model.train()
     device = next(model.parameters()).device
     optimizer = build_optimizer(model, train)

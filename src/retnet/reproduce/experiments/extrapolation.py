@@ -96,7 +96,8 @@ class Extrapolation:
             settings = next(iter(run.results.values())).settings
             for variant in ("", *settings["variants"]):
                 method = f"{name}, {variant}" if variant else name
-                at_test += [method] if variant else []
+                if variant:
+                    at_test.append(method)
                 curve = curve_of(run, [measure], f"{variant}: " if variant else "")
                 if curve:
                     by_method[method] = curve

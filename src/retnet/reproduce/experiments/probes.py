@@ -53,7 +53,7 @@ LONG = {
         "position",
     )
 }
-"""The same as papers have them, and recall by one question in front of the text or behind it."""
+"""The probes' own lengths and vocabularies, and one question in front of the text or behind it."""
 
 MIXERS = {RETNET: NAMES[RETNET], "shifted_retention": SHIFTED} | {m: NAMES[m] for m in RIVALS}
 """With their names, and the best RetNet of the experiment `quality` among them."""
@@ -186,15 +186,16 @@ def _table(title: str, found: Mapping[str, Runs], lengths: Mapping[str, int]) ->
 
 
 def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim]:
-    """Of recall, of the order of question and text, and of positions."""
+    """That attention recalls best, that a question helps in front, that places are told apart."""
 
     def accuracy(mixer: str, probe: str) -> dict[int, float]:
         return _accuracy(found, mixer, probe, lengths[probe]) if probe in lengths else {}
 
+    recalls = "the Transformer recalls many keys better than {}"
     recall = {
         "copying": "the Transformer copies better than {}",
-        "mqar": "the Transformer recalls many keys better than {}",
-        "mqar-64": "the Transformer recalls many keys better than {}",
+        "mqar": recalls,
+        "mqar-64": recalls,
         "needle": "the Transformer finds a needle better than {}",
     }
     claims = [
