@@ -122,9 +122,10 @@ CHANNEL_CASES: dict[str, list[dict[str, Any]]] = {
         {"width": 7, "bias": False},
     ],
     "rwkv_ffn": [{"width": 20}, {"width": 7, "token_shift": False}],
+    "shifted_glu": [{"width": 20}, {"width": 7, "activation": "relu", "bias": True}],
 }
 
-ONE_FORM = ("attention", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn")
+ONE_FORM = ("attention", "gau", "gru", "hyena", "lstm", "glu", "ffn", "rwkv_ffn", "shifted_glu")
 """What computes the same way whatever form is asked for."""
 
 TWO_FORMS = ("flash", "h3", "s4d")

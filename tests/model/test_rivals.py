@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retnet.mixers import MIXERS
+from retnet.mixers import CHANNEL_MIXERS, MIXERS
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig
@@ -54,6 +54,15 @@ def test_what_a_mixer_is_given_replaces_what_is_usual() -> None:
     assert other.layers[0].mixer == AttentionConfig(num_heads=8, num_kv_heads=2)
 
 
+@pytest.mark.parametrize("channel", CHANNEL_MIXERS)
+def test_the_channel_mixer_can_be_exchanged_as_well(channel: str) -> None:
+    ours = preset("small-4m", vocab_size=1000)
+    other = rival(ours, "rwkv", channel=channel)
+    assert type(other.layers[0].channel) is CHANNEL_MIXERS[channel]
+    for got, want in zip(sizes(other), sizes(ours), strict=True):
+        assert got == pytest.approx(want, rel=0.02)
+
+
 def test_layers_without_a_token_mixer_stay_and_others_need_a_channel_mixer() -> None:
     mixer, channel = RetentionConfig(num_heads=2), GLUConfig(width=1024)
     only_channel = LayerConfig(channel=channel)
@@ -69,3 +78,7 @@ def test_a_rival_that_does_not_fit_is_refused() -> None:
     odd = replace(preset("small-4m"), d_model=100)
     with pytest.raises(ValueError, match=r"d_model \(100\) must be a multiple of 64"):
         rival(odd, "attention")
+    with pytest.raises(ValueError, match=r'no channel mixer "moe"; choose one of glu, ffn'):
+        rival(preset("small-4m"), "rwkv", channel="moe")
+    with pytest.raises(ValueError, match=r'"gau" mixes channels as well; leave out channel'):
+        rival(preset("small-4m"), "gau", channel="glu")

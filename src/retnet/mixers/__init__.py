@@ -16,7 +16,7 @@ from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
 from retnet.mixers.rwkv_channel import RWKVFFNConfig
 from retnet.mixers.s4d import S4DConfig
-from retnet.mixers.shifted_retention import ShiftedRetentionConfig
+from retnet.mixers.shifted import ShiftedGLUConfig, ShiftedRetentionConfig
 
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
@@ -41,6 +41,7 @@ CHANNEL_MIXERS: dict[str, type[BranchConfig]] = {
     "glu": GLUConfig,
     "ffn": FFNConfig,
     "rwkv_ffn": RWKVFFNConfig,
+    "shifted_glu": ShiftedGLUConfig,
 }
 """Channel mixers, likewise."""
 

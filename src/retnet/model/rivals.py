@@ -8,12 +8,13 @@ embeddings and head, which stay, the sizes differ by less than 2 % from d_model 
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from retnet.mixers import MIXERS, BranchConfig
+from retnet.mixers import CHANNEL_MIXERS, MIXERS, BranchConfig
 from retnet.model.config import DecoderConfig, LayerConfig
 
 HEAD_SIZE = 64
@@ -44,17 +45,19 @@ TWO_IN_ONE = ("gau", "flash")
 """Mixers that mix channels as well."""
 
 
-def rival(config: DecoderConfig, name: str, **fields: Any) -> DecoderConfig:
+def rival(config: DecoderConfig, name: str, *, channel: str = "", **fields: Any) -> DecoderConfig:
     """The same decoder with another token mixer and as many parameters; the module has the rule.
 
     Args:
         config: of the decoder to be compared with.
         name: of the mixer, from `retnet.MIXERS`.
+        channel: of the channel mixer, from `retnet.CHANNEL_MIXERS`; empty: each layer keeps its
+            own.
         fields: of the mixer's config, instead of what is usual.
 
     Raises:
-        ValueError: no mixer is called so, the sizes do not fit, or a layer has no channel mixer to
-            widen.
+        ValueError: no mixer is called so, the sizes do not fit, a layer has no channel mixer to
+            widen, or the mixer takes the place of the one that is asked for.
 
     Example:
         >>> from retnet.model import preset
@@ -64,9 +67,13 @@ def rival(config: DecoderConfig, name: str, **fields: Any) -> DecoderConfig:
     """
     if name not in MIXERS:
         raise ValueError(f'no mixer "{name}"; choose one of {", ".join(MIXERS)}')
+    if channel and channel not in CHANNEL_MIXERS:
+        raise ValueError(f'no channel mixer "{channel}"; choose one of {", ".join(CHANNEL_MIXERS)}')
+    if channel and name in TWO_IN_ONE:
+        raise ValueError(f'"{name}" mixes channels as well; leave out channel ("{channel}")')
     given = fields or FIELDS.get(name, lambda _: {})(config.d_model)
     mixer = MIXERS[name](**given)
-    swap = _both if name in TWO_IN_ONE else _mixer
+    swap = _both if name in TWO_IN_ONE else partial(_mixer, channel=channel)
     layers = tuple(
         layer if layer.mixer is None else swap(layer, mixer, config.d_model)
         for layer in config.layers
@@ -74,12 +81,13 @@ def rival(config: DecoderConfig, name: str, **fields: Any) -> DecoderConfig:
     return replace(config, layers=layers)
 
 
-def _mixer(layer: LayerConfig, mixer: BranchConfig, d_model: int) -> LayerConfig:
+def _mixer(layer: LayerConfig, mixer: BranchConfig, d_model: int, channel: str) -> LayerConfig:
     if layer.channel is None:
         raise ValueError("a layer has no channel mixer, whose width could make sizes equal")
     missing = _num_parameters(layer.mixer, d_model) - _num_parameters(mixer, d_model)
     want = _num_parameters(layer.channel, d_model) + missing
-    return replace(layer, mixer=mixer, channel=_as_large(layer.channel, want, d_model))
+    kind = cast(Any, CHANNEL_MIXERS[channel])(width=STEP) if channel else layer.channel
+    return replace(layer, mixer=mixer, channel=_as_large(kind, want, d_model))
 
 
 def _both(layer: LayerConfig, mixer: BranchConfig, d_model: int) -> LayerConfig:

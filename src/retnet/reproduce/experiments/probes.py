@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retnet.bench.table import Table
 from retnet.evaluate.probes import PROBES
@@ -56,7 +56,7 @@ LONG = {
 """The probes' own lengths and vocabularies, and one question in front of the text or behind it."""
 
 MIXERS = {RETNET: NAMES[RETNET], "shifted_retention": SHIFTED} | {m: NAMES[m] for m in RIVALS}
-"""With their names, and the best RetNet of the experiment `quality` among them."""
+"""With their names, and a RetNet of the experiment `quality` among them."""
 
 LEARNED = {"smoke": SHORT, "cpu": SHORT, "gpu": LONG, "paper": LONG}
 STEPS = {"smoke": 2, "cpu": 800, "gpu": 5000, "paper": 20_000}
@@ -128,7 +128,7 @@ class Probes:
 
 def _task(scale: Scale, mixer: str, probe: str, rate: float, seed: int) -> ProbeTask:
     base = resized(scale.model, 1, 2, 1, 2)
-    heads = {"num_heads": max(base.d_model // 32, 1)}
+    heads: dict[str, Any] = {"num_heads": max(base.d_model // 32, 1)}
     if mixer == RETNET:
         config = base
     elif mixer == "shifted_retention":

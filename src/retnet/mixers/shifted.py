@@ -1,4 +1,4 @@
-"""Retention behind a token shift: heads that also see which token came before."""
+"""Branches behind a token shift, which also see which token came before."""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig, RetentionState
 from retnet.mixers.retention_step import OpenedRetention
 from retnet.ops import Layout
+from retnet.ops.gate import Activation
 from retnet.ops.packed_linear import Weights
 from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
@@ -63,8 +65,7 @@ class ShiftedRetention(nn.Module):
 
     def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:
         """The current token's part rises from 0 to 1 over the channels."""
-        with torch.no_grad():
-            self.mix.copy_(torch.arange(len(self.mix), device=self.mix.device) / len(self.mix))
+        _rise(self.mix)
         self.retention.reset_parameters(gain, depth)
 
     def flops_per_token(self, seq_len: int) -> int:
@@ -104,3 +105,79 @@ class ShiftedRetention(nn.Module):
         before = None if state is None else RetentionState(state.S)
         y, after = self.retention(mixed, before, layout, form)
         return y, ShiftedRetentionState(after.S, shift)
+
+
+class ShiftedGLUState(NamedTuple):
+    """The last token that the unit read."""
+
+    shift: Float[Tensor, "B D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedGLUConfig:
+    """Gated linear unit behind RWKV's token shift (Peng et al. 2023, arXiv:2305.13048).
+
+    A channel mixer that also sees the token before, as RWKV's does, for D parameters.
+
+    Attributes:
+        width: of the inner layer.
+        activation: of the gate.
+        bias: whether the three linear layers have biases.
+    """
+
+    formula: ClassVar[str] = "y_t = GLU(m ⊙ x_t + (1 - m) ⊙ x_(t-1))"
+    cost: ClassVar[str] = "O(D F) / O(D F)"
+
+    width: int
+    activation: Activation = "swish"
+    bias: bool = False
+
+    def build(self, d_model: int) -> "ShiftedGLU":
+        """Make the layer for a decoder of width `d_model`."""
+        return ShiftedGLU(self, d_model)
+
+
+class ShiftedGLU(nn.Module):
+    """The layer: shift, then the gated linear unit."""
+
+    def __init__(self, config: ShiftedGLUConfig, d_model: int) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.empty(d_model))
+        glu = GLUConfig(width=config.width, activation=config.activation, bias=config.bias)
+        self.glu = glu.build(d_model)
+        self.reset_parameters(1.0)
+
+    def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:
+        """The current token's part rises from 0 to 1 over the channels."""
+        _rise(self.mix)
+        self.glu.reset_parameters(gain, depth)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Those of the unit; see `Branch`."""
+        return self.glu.flops_per_token(seq_len)
+
+    def state_size(self, tokens: int) -> int:  # noqa: ARG002
+        """One token; see `Branch`."""
+        return len(self.mix)
+
+    def pack(self, weights: Weights) -> None:
+        """Lay out the weights for steps; see `Packs`."""
+        self.glu.pack(weights)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: ShiftedGLUState | None,
+        layout: Layout,
+        form: FormChoice = "auto",
+    ) -> tuple[Float[Tensor, "B T D"], ShiftedGLUState]:
+        """Mix the channels of each token and the one before; see `Branch` for the contract."""
+        (mixed,), shift = token_shift(x, None if state is None else state.shift, layout, self.mix)
+        y, _ = self.glu(mixed, None, layout, form)
+        return y, ShiftedGLUState(shift)
+
+
+@torch.no_grad()
+def _rise(mix: Tensor) -> None:
+    """From 0 at the first channel to nearly 1 at the last, in place."""
+    mix.copy_(torch.arange(len(mix), device=mix.device) / len(mix))
