@@ -68,7 +68,7 @@ def small(
         ("figure5", ("RetNet 32 x 1", "Transformer 32 x 1", "RetNet 64 x 1"), 3, "falls faster"),
         ("extrapolation", ("RetNet", "RoPE", "HFWA"), 3, "better than RoPE at 256"),
         ("probes", ("retention",), 6, "recalls many keys better than"),
-        ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights does"),
+        ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights helps"),
         ("quality", (), 8, "improved, state carried predicts better than"),
     ],
 )

@@ -42,6 +42,20 @@ def test_a_claim_is_decided_by_its_interval(values: list[float], expected: str) 
     assert outcome(estimate(values)) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.0], "does not"),  # surely no difference
+        ([0.003, 0.004, 0.003], "does not"),  # surely one, but too small to count
+        ([0.007, 0.004, 0.009], "cannot tell"),
+        ([0.004, 0.003, 0.02], "cannot tell"),
+        ([0.011, 0.012, 0.011], "holds"),
+    ],
+)
+def test_small_differences_are_none(values: list[float], expected: str) -> None:
+    assert outcome(estimate(values), least=0.01) == expected
+
+
 def test_the_verdict_names_every_claim_with_its_evidence() -> None:
     claims = [
         Claim(says="A beats {}", name="B", gap=estimate([1.0, 1.1, 0.9])),
@@ -53,8 +67,8 @@ def test_the_verdict_names_every_claim_with_its_evidence() -> None:
     ]
     assert verdict(claims) == (
         "**Holds** (2 of 5): A beats B (+1.000 ± 0.248); A is good (+0.600 ± 0.248). "
-        "**Does not hold** (1 of 5): A beats C (-1.000 ± 0.248). "
-        "**Cannot tell** (2 of 5): A beats D (+2.000, one seed), E (+0.001 ± 0.000). "
+        "**Does not hold** (2 of 5): A beats C (-1.000 ± 0.248), E (+0.001 ± 0.000). "
+        "**Cannot tell** (1 of 5): A beats D (+2.000, one seed). "
         "**Not run**: A beats F. In brackets the difference, seed by seed, in nats per token, and "
         "half of its 95 % interval."
     )

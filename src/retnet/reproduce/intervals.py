@@ -10,7 +10,7 @@ from retnet.evaluate.context import SAME_NATS
 from retnet.evaluate.losses import mean_interval
 
 Outcome = Literal["holds", "does not", "cannot tell"]
-"""Of a claim: the whole interval lies on its side, on the other side, or on both."""
+"""Of a claim: the whole interval lies where it is true, where it is not, or on both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +76,12 @@ def outcome(gap: Estimate, least: float = 0.0) -> Outcome:
 
     Args:
         gap: the difference.
-        least: means closer to 0 are no difference, however sure their sign.
+        least: what is smaller is no difference, however sure its sign: the claim does not hold if
+            the whole interval is below.
     """
-    if abs(gap.mean) < least:
-        return "cannot tell"
-    if gap.mean - gap.margin > 0:
-        return "holds"
-    return "does not" if gap.mean + gap.margin < 0 else "cannot tell"
+    if gap.mean + gap.margin < least:
+        return "does not"
+    return "holds" if gap.mean >= least and gap.mean - gap.margin > 0 else "cannot tell"
 
 
 @dataclass(frozen=True, kw_only=True)

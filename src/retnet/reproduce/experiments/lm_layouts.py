@@ -307,9 +307,12 @@ def _spectra_table(spectra: Sequence[Mapping[str, Any]]) -> Table:
 def _claims(found: Mapping[str, Runs]) -> list[Claim]:
     """What is said of sight and of weights; each is a loss less another, task by task."""
     sentences = {
-        "an input read both ways by shared weights does not help, on {}": (PREFIX, PLAIN),
+        "an input read both ways by shared weights helps, on {}": (PLAIN, PREFIX),
         "weights of its own for the input help, on {}": (PLAIN, BOTH),
-        "an encoder that looks back only does as well or better, on {}": (BOTH, CAUSAL),
+        "an encoder that looks back only does better than one that looks both ways, on {}": (
+            BOTH,
+            CAUSAL,
+        ),
         "an encoder that looks back in half of its heads and ahead in the others does better than "
         "one that looks both ways, on {}": (BOTH, MIXED),
         "RetNet does better than the decoder-only Transformer, on {}": (PLAIN, RETNET),

@@ -65,6 +65,10 @@ TEST_BATCHES = {"smoke": 1}
 """Of 32 rows each; 8 at other scales."""
 
 
+APART = 0.25
+"""Seeds whose accuracies differ by more are told one by one."""
+
+
 class Probes:
     """See the module."""
 
@@ -121,7 +125,7 @@ class Probes:
             ],
             papers=[],
             claims=_claims(found, same),
-            remarks=tuning_remarks(found, {}, results),
+            remarks=[*_luck(found, same), *tuning_remarks(found, {}, results)],
             draw=lambda figure: _draw(figure, found, same),
         )
 
@@ -183,6 +187,23 @@ def _table(title: str, found: Mapping[str, Runs], lengths: Mapping[str, int]) ->
             f"error. Guessing gets: {chances}."
         ),
     )
+
+
+def _luck(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[str]:
+    """Where some seeds learned a probe and others did not, of which the mean tells nothing."""
+    split = []
+    for probe, length in lengths.items():
+        for mixer in MIXERS:
+            values = _accuracy(found, mixer, probe, length).values()
+            if values and max(values) - min(values) > APART:
+                each = ", ".join(f"{100 * value:.0f}" for value in sorted(values))
+                split.append(f"{_name(mixer, probe)}: {each}")
+    if not split:
+        return []
+    return [
+        "A probe is often learned all at once, after steps that show nothing, and a seed decides "
+        f"whether that happens in time. Accuracy by seed where it differs most: {'; '.join(split)}."
+    ]
 
 
 def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim]:
