@@ -159,13 +159,15 @@ def test_the_first_text_that_is_long_enough_is_read() -> None:
 def test_growth_is_told_by_intervals_over_seeds() -> None:
     def curve(*losses: float) -> dict[int, dict[int, float]]:
         return {
-            64 << n: {seed: loss + 0.001 * seed * n for seed in range(3)}
+            64 << n: {seed: loss + 0.0005 * seed * n for seed in range(3)}
             for n, loss in enumerate(losses)
         }
 
     assert growth_verdict(curve(3.0, 2.8, 2.6)) == "improves"
     assert growth_verdict(curve(3.0, 2.8, 3.6)) == "breaks"
     assert growth_verdict(curve(3.0, 3.0, 3.0)) == "flat"
+    unsure = {64: {0: 3.0, 1: 3.0}, 128: {0: 3.0, 1: 3.1}}
+    assert growth_verdict(unsure) == "cannot tell"
     assert growth_verdict({64: {0: 1.0}, 128: {0: 0.5}}) == ""
 
 
@@ -259,11 +261,11 @@ def test_layouts_are_compared_at_equal_parameters_and_nearly_equal_work() -> Non
 
 
 def test_a_layout_that_wins_is_told_so() -> None:
-    """Losses made up so that weights help and sight does not."""
+    """Losses made up so that every claim holds."""
     measured = {"operations": 1e6, "accuracy @ 40": 0.5}
     losses = {
         "decoder-only": 0.5,
-        "prefix-LM": 0.6,
+        "prefix-LM": 0.4,
         "encoder-decoder": 0.3,
         "encoder-decoder, causal encoder": 0.2,
         "encoder-decoder, mixed encoder": 0.1,

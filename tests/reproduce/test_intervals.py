@@ -69,7 +69,7 @@ def test_the_verdict_names_every_claim_with_its_evidence() -> None:
         "**Holds** (2 of 5): A beats B (+1.000 ± 0.248); A is good (+0.600 ± 0.248). "
         "**Does not hold** (2 of 5): A beats C (-1.000 ± 0.248), E (+0.001 ± 0.000). "
         "**Cannot tell** (1 of 5): A beats D (+2.000, one seed). "
-        "**Not run**: A beats F. In brackets the difference, seed by seed, in nats per token, and "
-        "half of its 95 % interval."
+        "**Not run**: A beats F. In brackets the mean difference and half of its 95 % interval, in "
+        "nats per token (less than 0.005 counts as none)."
     )
     assert verdict([]) == "There is nothing to compare."

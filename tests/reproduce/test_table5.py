@@ -18,7 +18,7 @@ from retnet.reproduce.results import read_results
 from retnet.reproduce.scales import scale
 from retnet.reproduce.sweep import runs
 from retnet.reproduce.texts import Amounts, prepare_texts, python_texts
-from retnet.reproduce.training import num_parameters, with_steps
+from retnet.reproduce.training import num_parameters, rescaled
 
 SOURCE = Provenance(
     device="a CPU, 2 cores", threads=2, torch="2", python="3", commit="abc", dirty=False
@@ -110,13 +110,13 @@ def test_the_verdict_follows_from_the_results() -> None:
 
 
 def test_a_model_that_diverged_is_told_and_left_out() -> None:
-    results = [_result(RETNET, 0.1, 0, 3.0)]
-    lost = replace(
-        _result("rwkv", 0.1, 0, 3.0),
-        metrics={"diverged": 1.0},
-    )
-    text = page_text(EXPERIMENTS["table5"], "smoke", [*results, lost])
-    assert "Diverged with every learning rate: RWKV." in text
+    lost = [
+        replace(_result(model, 0.1, seed, 3.0), metrics={"diverged": 1.0})
+        for model, seed in (("rwkv", 0), (RETNET, 1))
+    ]
+    text = page_text(EXPERIMENTS["table5"], "smoke", [_result(RETNET, 0.1, 0, 3.0), *lost])
+    assert "Diverged, and left out: RWKV at 0.1, seed 0; RetNet at 0.1, seed 1." in text
+    assert "| RetNet | 20.09 | 54.60 | 0.1 | 1 |" in text  # one seed
     assert "**Not run**: RetNet predicts better on home than RWKV, H3" in text
 
 
@@ -143,9 +143,9 @@ def test_the_papers_recipe_is_a_scale() -> None:
 
 
 def test_a_smaller_budget_keeps_the_shape_of_the_schedule() -> None:
-    train = with_steps(scale("cpu").train, 50)
+    train = rescaled(scale("cpu").train, 50)
     assert (train.steps, train.warmup_steps) == (50, 5)
-    assert with_steps(scale("paper").train, 1000).warmup_steps == 38
+    assert rescaled(scale("paper").train, 1000).warmup_steps == 38
 
 
 def test_test_texts_are_the_beginnings_of_documents(tmp_path: Path) -> None:
@@ -163,13 +163,15 @@ def test_test_texts_are_the_beginnings_of_documents(tmp_path: Path) -> None:
     assert (again.tests, again.fingerprint) == (texts.tests, texts.fingerprint)
 
 
-def test_unknown_names_are_refused() -> None:
+def test_what_does_not_exist_or_does_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match='"table9" is no experiment; choose one of table5'):
         main(["table9"])
     with pytest.raises(ValueError, match='no scale "huge"; choose one of smoke, cpu, gpu, paper'):
         main(["table5", "--scale", "huge"])
     with pytest.raises(ValueError, match=r"--page .* is for `retnet reproduce positions`"):
         main(["table5", "--page", "x.md"])
+    with pytest.raises(ValueError, match=r"probes reads no text, so --tokens \(50\) would do"):
+        main(["probes", "--tokens", "50"])
     with pytest.raises(ValueError, match="there are no results of table5 at scale gpu"):
         page_text(EXPERIMENTS["table5"], "gpu", [])
 

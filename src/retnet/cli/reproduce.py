@@ -8,7 +8,7 @@ NAME is one of
   table4         training: memory and speed, by `retnet bench train`
   table8         the same last tokens from more and more context
   extrapolation  position methods on texts far longer than in training
-  probes         recall, copying, needles, automata, positions: every mixer learns them
+  probes         recall, copying, needles, automata, positions, learned by mixers
   lm-layouts     decoder-only, prefix-LM, encoder-decoder: sight or weights?
   quality        the best small model: RetNet, improved, beside Transformer and RWKV
   positions      which mixers can tell where they are in a text of equal tokens
@@ -60,7 +60,7 @@ class Options:
     results: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/results")
     """Results and pages."""
     work: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
-    """Unfinished models."""
+    """Trained models, and unfinished ones."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
     """For positions: page to write again."""
 

@@ -17,13 +17,10 @@ from retnet.reproduce.intervals import verdict
 from retnet.reproduce.page import write_page
 from retnet.reproduce.results import read_results
 from retnet.reproduce.runner import Means, Pace, Tally, Tell, measured_pace, run_experiment
-from retnet.reproduce.scales import Scale, scale
+from retnet.reproduce.scales import SMOKE, Scale, scale
 from retnet.reproduce.texts import load_texts, prepare_texts
-from retnet.reproduce.training import TUNED_BY, with_steps
+from retnet.reproduce.training import TUNED_BY, rescaled
 from retnet.train.display import clock_time
-
-UNTIMED = "smoke"
-"""The scale whose cells take no longer than to measure how long they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +66,22 @@ class Wish:
             )
 
     def sized(self, experiment: Experiment) -> Scale:
-        """The experiment's scale with the user's budget."""
+        """The experiment's scale with the user's budget.
+
+        Raises:
+            ValueError: the experiment reads no text, and text or tokens are given.
+        """
+        for name in ("data", "tokens"):
+            value = getattr(self, name)
+            if value and not experiment.reads_texts:
+                raise ValueError(
+                    f"{experiment.name} reads no text, so --{name} ({value}) would do nothing; "
+                    "leave it out"
+                )
         sized = scale_for(experiment, self.scale)
         if self.tokens:
             steps = max(self.tokens // sized.train.tokens_per_step, 1)
-            sized = replace(sized, train=with_steps(sized.train, steps))
+            sized = replace(sized, train=rescaled(sized.train, steps))
         return replace(sized, seeds=self.seeds or sized.seeds)
 
 
@@ -140,7 +148,7 @@ def _setup(experiment: Experiment, wish: Wish, place: Place, console: Console) -
 
 def _pace(experiment: Experiment, setup: Setup, means: Means, console: Console) -> Pace:
     """What is known of times; above the smallest scale, measured and told."""
-    if setup.scale.name == UNTIMED:
+    if setup.scale.name == SMOKE:
         return Pace({})
     with console.status("measuring speed") as status:
         pace = measured_pace(

@@ -10,7 +10,7 @@ from retnet.evaluate.context import SAME_NATS
 from retnet.evaluate.losses import mean_interval
 
 Outcome = Literal["holds", "does not", "cannot tell"]
-"""Of a claim: the whole interval lies where it is true, where it is not, or on both sides."""
+"""Of a claim that a difference is above 0: see `outcome`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,11 @@ def outcome(gap: Estimate, least: float = 0.0) -> Outcome:
 
     Args:
         gap: the difference.
-        least: what is smaller is no difference, however sure its sign: the claim does not hold if
-            the whole interval is below.
+        least: what is smaller is no difference, however sure its sign.
+
+    Returns:
+        It holds if the interval lies above 0 and the mean is at least `least`; it does not if the
+        whole interval lies below `least`.
     """
     if gap.mean + gap.margin < least:
         return "does not"
@@ -86,7 +89,7 @@ def outcome(gap: Estimate, least: float = 0.0) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence that is true if a difference is above 0.
+    """A sentence that is true if a difference is above 0, and large enough to count.
 
     Attributes:
         says: the sentence; claims that differ in a name only have {} in its place.
@@ -140,9 +143,11 @@ def verdict(claims: Sequence[Claim]) -> str:
     if missing:
         parts.append(f"**Not run**: {_said(missing)}.")
     if run:
-        units = ", ".join(dict.fromkeys(claim.unit for claim in run))
+        units = dict.fromkeys((claim.unit, claim.least) for claim in run)
         parts.append(
-            f"In brackets the difference, seed by seed, in {units}, and half of its 95 % interval."
+            "In brackets the mean difference and half of its 95 % interval, in "
+            + ", ".join(f"{unit} (less than {least:g} counts as none)" for unit, least in units)
+            + "."
         )
     return " ".join(parts) or "There is nothing to compare."
 

@@ -12,8 +12,6 @@ from retnet.reproduce.experiment import Experiment, Report, results_file, scale_
 from retnet.reproduce.intervals import verdict
 from retnet.reproduce.results import read_results
 
-NOT_RUN = "No results yet."
-
 
 def page_text(experiment: Experiment, scale_name: str, results: Sequence[Result]) -> str:
     """The page in Markdown.
@@ -85,16 +83,25 @@ def _how(experiment: Experiment, scale_name: str, report: Report, results: Seque
     commits = sorted({r.source.commit + " and changes" * r.source.dirty for r in results})
     days = sorted({result.utc[:10] for result in results})
     seconds = median(result.seconds for result in results)
+    again = ", with the same texts" if experiment.reads_texts else ""
     lines = [
         *report.remarks,
-        f"{len(results)} cells, {minutes:.0f} minutes in all, {seconds:.0f} seconds in the middle; "
+        f"{len(results)} cells, {minutes:.0f} minutes in all, a median of {seconds:.0f} seconds; "
         f"{'; '.join(machines)}; {'; '.join(versions)}; commit {', '.join(commits)}; "
         f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}.",
         f"Every result with its settings is a line of `{stem(experiment.name, scale_name)}.jsonl`. "
-        f"Again, with the same texts and budget: `retnet reproduce {experiment.name} --scale "
-        f"{scale_name}`.",
+        f"Again{again}: `{_command(experiment, scale_name, results)}`.",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _command(experiment: Experiment, scale_name: str, results: Sequence[Result]) -> str:
+    """What a user types for as many seeds."""
+    seeds = len({result.labels["seed"] for result in results})
+    usual = scale_for(experiment, scale_name).seeds
+    words = ["retnet reproduce", experiment.name, "--scale", scale_name]
+    words += ["--seeds", str(seeds)] if seeds != usual else []
+    return " ".join(words)
 
 
 def _machine(result: Result) -> str:

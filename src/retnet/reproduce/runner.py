@@ -104,9 +104,10 @@ def _rate(pairs: Sequence[tuple[float, float]]) -> float:
 def measured_pace(
     experiment: Experiment, setup: Setup, means: Means, tell: Callable[[str], None]
 ) -> Pace:
-    """Take the time of a moment of each kind of cell that is to run."""
-    plan = experiment.plan(setup, {})
-    kinds = {cell.task.kind: cell for cell in (*plan.cells, *plan.later)}
+    """Take the time of a moment of each kind of cell that has no result yet."""
+    done = {result.key: result for result in read_results(means.results)}
+    plan = experiment.plan(setup, done)
+    kinds = {cell.task.kind: cell for cell in (*plan.cells, *plan.later) if cell.key not in done}
     measured = {}
     for kind, cell in kinds.items():
         tell(cell.name.partition(",")[0])

@@ -11,6 +11,9 @@ from retnet.train import TrainSection
 QUIET: dict[str, Any] = {"eval_every": 0, "sample_tokens": 0, "keep": 1}
 """Of a run that only its end counts of."""
 
+SMOKE = "smoke"
+"""The scale that only shows that everything works; its cells take no longer than to time them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -40,7 +43,7 @@ class Scale:
 def _smoke() -> Scale:
     small = preset("small-1m")
     return Scale(
-        name="smoke",
+        name=SMOKE,
         about="to see that everything works, in seconds; its numbers mean nothing",
         model=replace(small, d_model=64, layers=(replace(small.layers[0], repeat=2),)),
         train=TrainSection(
@@ -150,7 +153,7 @@ def _paper() -> Scale:
     )
 
 
-SCALES = {"smoke": _smoke, "cpu": _cpu, "gpu": _gpu, "paper": _paper}
+SCALES = {SMOKE: _smoke, "cpu": _cpu, "gpu": _gpu, "paper": _paper}
 
 
 def scale(name: str) -> Scale:

@@ -9,7 +9,7 @@ from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.experiment import Plan, Setup
 from retnet.reproduce.measures import Measure
 from retnet.reproduce.scales import Scale
-from retnet.reproduce.training import TUNED_BY, TrainTask
+from retnet.reproduce.training import DIVERGED, TUNED_BY, TrainTask
 
 TUNING_SEED = 0
 
@@ -130,7 +130,7 @@ class Runs:
         name: of the model.
         rate: the best.
         rates: validation loss of the first seed, by learning rate; infinite if it diverged.
-        results: by seed, with the best learning rate.
+        results: by seed, with the best learning rate; without those that diverged.
     """
 
     name: str
@@ -147,6 +147,11 @@ class Runs:
         }
 
     @property
+    def rate_text(self) -> str:
+        """The learning rate, with a star if one beyond those tried might be better."""
+        return f"{self.rate:g}{'*' * self.at_edge}"
+
+    @property
     def at_edge(self) -> bool:
         """Whether a learning rate beyond those tried might be better."""
         return len(self.rates) > 1 and self.rate in (min(self.rates), max(self.rates))
@@ -155,7 +160,7 @@ class Runs:
 def runs(results: Sequence[Result]) -> dict[str, Runs]:
     """Results by model, in the order in which the models came.
 
-    A model of which no learning rate got through its training is left out.
+    What did not get through its training is left out.
     """
     by_model: dict[str, list[Result]] = {}
     for result in results:
@@ -173,7 +178,9 @@ def runs(results: Sequence[Result]) -> dict[str, Runs]:
                     for r in first
                 },
                 results={
-                    int(r.labels["seed"]): r for r in mine if r.labels["learning_rate"] == rate
+                    int(r.labels["seed"]): r
+                    for r in mine
+                    if r.labels["learning_rate"] == rate and DIVERGED not in r.metrics
                 },
             )
     return found

@@ -172,7 +172,7 @@ def silent() -> Console:
     return Console(quiet=True, force_terminal=False)
 
 
-def with_steps(train: TrainSection, steps: int) -> TrainSection:
+def rescaled(train: TrainSection, steps: int) -> TrainSection:
     """The same recipe for so many steps: a tenth of them to warm up, or fewer as it says."""
     share = min(train.warmup_steps / train.steps, 0.1)
     return replace(

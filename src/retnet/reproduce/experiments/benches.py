@@ -15,12 +15,12 @@ from retnet.bench.timing import Spread
 from retnet.reproduce.cell import Cell, Outcome, Place, Result
 from retnet.reproduce.experiment import Plan, Report, Setup
 from retnet.reproduce.intervals import Claim, estimate
+from retnet.reproduce.scales import SMOKE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS = "retnet"
-SMOKE = "smoke"
 MODEL = "bench"
 """The label of all cells: the bench chooses its models itself."""
 
@@ -177,7 +177,7 @@ class BenchExperiment:
                             says=comparison.says,
                             name=f"{by} at {tokens_text(length)}",
                             gap=estimate([ratio - 1.0 for ratio in ratios]),
-                            unit="times better less 1",
+                            unit="times as good, less 1",
                             least=0.02,
                         )
                     )

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from retnet.bench.picture import GREY, tokens_text
 from retnet.bench.table import Table
-from retnet.evaluate.context import verdict_of
+from retnet.evaluate.context import SAME_NATS, verdict_of
 from retnet.evaluate.losses import mean_interval
 from retnet.reproduce.cell import Result
-from retnet.reproduce.experiments.domains import COLORS, MARKERS
+from retnet.reproduce.experiments.domains import AT_EDGE, COLORS, MARKERS
 from retnet.reproduce.intervals import estimate
 from retnet.reproduce.measures import ContextLoss, context_metric
 from retnet.reproduce.sweep import Runs
@@ -93,6 +93,8 @@ def context_table(
         rates: what stands in the last column of each.
         caption: of the table.
     """
+    if any(rate.endswith("*") for rate in rates.values()):
+        caption = f"{caption} {AT_EDGE}"
     contexts = sorted({context for curve in found.values() for context in curve})
     rows = [
         (
@@ -113,7 +115,10 @@ def context_table(
 
 
 def growth_verdict(curve: Curve) -> str:
-    """Improves, flat or breaks, by intervals over seeds; nothing for fewer than two."""
+    """Improves, flat, breaks or "cannot tell", by intervals over seeds; nothing for fewer than two.
+
+    Flat is what surely neither gains nor loses as much as counts.
+    """
     contexts = sorted(curve)
     seeds = sorted(set.intersection(*(set(curve[context]) for context in contexts)))
     if len(seeds) < 2 or len(contexts) < 2:
@@ -124,7 +129,9 @@ def growth_verdict(curve: Curve) -> str:
         mean_interval([curve[contexts[-1]][seed] - curve[other][seed] for seed in seeds])
         for other in (contexts[0], best)
     )
-    return verdict_of(gain, after_best)
+    said = verdict_of(gain, after_best)
+    sure = gain.low > -SAME_NATS and after_best.high < SAME_NATS
+    return said if said != "flat" or sure else "cannot tell"
 
 
 def draw_contexts(

@@ -23,6 +23,9 @@ MARKERS = "os^Dv<>"
 
 LOSS = "loss"
 
+AT_EDGE = "*: the largest or smallest learning rate tried."
+"""What the star of `Runs.rate_text` means."""
+
 RETNET = ("retention", "RetNet")
 """What tables call it; its mark is larger."""
 
@@ -55,7 +58,7 @@ def losses_by_place(
     """Each seed's loss in domain and, where there are other domains, the mean of those."""
     home, *away = domains(results)
     places: dict[str, Callable[[Runs], Mapping[int, float]]] = {
-        f"on {home}": lambda run: run.values(f"loss {home}")
+        f"on {home}": lambda run: run.values(f"{LOSS} {home}")
     }
     if away:
         places["on other domains"] = lambda run: mean_elsewhere(run, away)
@@ -97,7 +100,7 @@ def perplexity_table(
             (
                 names.get(name, name),
                 *(estimate(perplexities(run, text)).text() for text in texts),
-                f"{run.rate:g}{'*' * run.at_edge}",
+                run.rate_text,
                 f"{len(run.results)}",
                 f"{settings['parameters'] / 1e6:.3f}",
             )
@@ -117,7 +120,7 @@ def perplexity_table(
         caption=(
             f"Trained on {texts[0]} for {tokens:,} tokens; windows of {seq_len} tokens, in the "
             f"tests too: {', '.join(about)}. Mean over seeds ± its standard error."
-            + (" *: the largest or smallest learning rate tried." if edge else "")
+            + (f" {AT_EDGE}" if edge else "")
         ),
     )
 
@@ -134,11 +137,10 @@ def tuning_remarks(
                 for rate, loss in sorted(run.rates.items())
             )
             tried.append(f"{names.get(name, name)} {losses}")
-    lost = {
-        names.get(name, name)
-        for name in (str(r.labels["model"]) for r in results if DIVERGED in r.metrics)
-        if name not in found
-    }
+    lost = []
+    for labels in (result.labels for result in results if DIVERGED in result.metrics):
+        name = names.get(str(labels["model"]), labels["model"])
+        lost.append(f"{name} at {labels['learning_rate']:g}, seed {labels['seed']}")
     remarks = []
     if tried:
         remarks.append(
@@ -146,7 +148,7 @@ def tuning_remarks(
             f"seeds: {'; '.join(tried)}."
         )
     if lost:
-        remarks.append(f"Diverged with every learning rate: {', '.join(sorted(lost))}.")
+        remarks.append(f"Diverged, and left out: {'; '.join(lost)}.")
     return remarks
 
 

@@ -30,6 +30,7 @@ from retnet.reproduce.sweep import Entrant, runs, sweep
 
 ROPE = "RoPE"
 RETNET = "RetNet"
+RWKV = "RWKV"
 SINKS = 4
 SEGMENT = 128
 MORE_TEXT = 6
@@ -101,14 +102,14 @@ class Extrapolation:
                 curve = curve_of(run, [measure], f"{variant}: " if variant else "")
                 if curve:
                     by_method[method] = curve
-                    rates[method] = f"{run.rate:g}"
+                    rates[method] = run.rate_text
         length, longest = measure["contexts"][0], measure["contexts"][-1]
         caption = (
             f"Perplexity of the last {measure['segment']} tokens of long rows of the "
             f"{measure['name']} text, from as much context as the column says; trained on rows of "
             f"{length}. Mean over seeds ± its standard error. More context: whether the longest "
-            "context improves on the shortest, is flat, or breaks (is worse than the best), by "
-            "intervals over seeds."
+            "context improves on the shortest, is surely flat, or breaks (is worse than the best), "
+            "by intervals over seeds."
         )
         return Report(
             ours=[context_table("Perplexity by context", by_method, rates, caption)],
@@ -123,16 +124,14 @@ def _claims(found: Mapping[str, Curve], length: int, longest: int) -> list[Claim
     """What is said of each method, as differences of losses by seed."""
     far, near = tokens_text(longest), tokens_text(length)
     nothing: Curve = {}
-    rope, retnet = found.get(ROPE, nothing), found.get(RETNET, nothing)
+    rope = found.get(ROPE, nothing)
     claims = [
         Claim(
-            says=f"a Transformer with RoPE is worse at {far} than at {near}",
-            gap=gap_of(rope.get(longest), rope.get(length)),
-        ),
-        Claim(
-            says=f"RetNet is better at {far} than at {near}",
-            gap=gap_of(retnet.get(length), retnet.get(longest)),
-        ),
+            says=f"worse at {far} than at {near}: {{}}",
+            name=name,
+            gap=gap_of(found.get(name, nothing).get(longest), found.get(name, nothing).get(length)),
+        )
+        for name in (ROPE, RETNET, RWKV)
     ]
     claims += [
         Claim(
@@ -174,7 +173,7 @@ def _entrants(base: DecoderConfig, length: int, longest: int) -> dict[str, Entra
     entrants = {
         RETNET: Entrant(config=base),
         ROPE: Entrant(config=rope, variants=_changed(rope, at_test)),
-        "RWKV": Entrant(config=rival(base, "rwkv")),
+        RWKV: Entrant(config=rival(base, "rwkv")),
         "log n": Entrant(config=log_n, variants=_changed(log_n, rerope), tuned_as=ROPE),
         "HFWA": Entrant(config=hwfa(rope, length), tuned_as=ROPE),
     }

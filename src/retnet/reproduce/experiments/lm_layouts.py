@@ -104,7 +104,7 @@ class LmLayouts:
         "letter seeing those before it (decoder-only) or all (prefix-LM); or with weights of their "
         "own (encoder-decoder), which are twice the parameters at about the same work. If seeing "
         "all letters is what helps, prefix-LM should win; if it is the weights, an encoder that "
-        "looks back only should do as well as one that looks both ways. RetNet, which can look "
+        "looks back only should do no worse than one that looks both ways. RetNet, which can look "
         "back only, stands beside them. The loss is that of the answer alone."
     )
     reads_texts = False
@@ -145,7 +145,8 @@ class LmLayouts:
                 "Su (kexue.fm/archives/9529 and 9547) argues that decoder-only models do no worse "
                 "than prefix-LMs, and that an encoder-decoder's lead is its parameters'; and that "
                 "a causal softmax always has full rank, while weights that look both ways through "
-                "few channels have not. Spectra alone show neither to be the reason for anything.",
+                "few channels have not. Here the smallest singular values of the former count as "
+                "none. Spectra alone show neither to be the reason for anything.",
                 *tuning_remarks(found, {}, results),
             ],
             draw=lambda figure: _draw(figure, found, spectra),

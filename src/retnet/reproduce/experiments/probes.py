@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retnet.bench.table import Table
-from retnet.evaluate.probes import PROBES
+from retnet.evaluate.probes import PROBES, Probe
 from retnet.model import rival
 from retnet.reproduce.cell import Cell, Result
 from retnet.reproduce.experiment import Plan, Report, Setup
@@ -40,8 +40,17 @@ SHORT = {
 }
 """What a small budget is enough for: copying, recall, distance, automata, positions."""
 
+
+def _own_lengths(probe: Probe) -> Lengths:
+    """The probe's own, and a short one, so that examples of all lengths are learned."""
+    learned, answered = probe.train_length, set(probe.test_lengths)
+    if answered != {learned}:
+        answered.add(max(learned // 4, probe.shortest))
+    return Lengths(learned, tuple(sorted(answered)))
+
+
 LONG = {
-    name: Lengths(PROBES[name].train_length, PROBES[name].test_lengths)
+    name: _own_lengths(PROBES[name])
     for name in (
         "copying",
         "mqar",
@@ -124,7 +133,7 @@ class Probes:
                 _table("Accuracy in %, longer examples than in training", found, longer),
             ],
             papers=[],
-            claims=_claims(found, same),
+            claims=_claims(found, same, longer),
             remarks=[*_luck(found, same), *tuning_remarks(found, {}, results)],
             draw=lambda figure: _draw(figure, found, same),
         )
@@ -173,7 +182,7 @@ def _table(title: str, found: Mapping[str, Runs], lengths: Mapping[str, int]) ->
         cells = [
             estimate([100 * x for x in values.values()]).text(1) if values else ""
             for probe, length in lengths.items()
-            if (values := _accuracy(found, mixer, probe, length)) is not None
+            for values in [_accuracy(found, mixer, probe, length)]
         ]
         if any(cells):
             rows.append((MIXERS[mixer], *cells))
@@ -206,7 +215,9 @@ def _luck(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim]:
+def _claims(
+    found: Mapping[str, Runs], lengths: Mapping[str, int], longer: Mapping[str, int]
+) -> list[Claim]:
     """That attention recalls best, that a question helps in front, that places are told apart."""
 
     def accuracy(mixer: str, probe: str) -> dict[int, float]:
@@ -217,7 +228,6 @@ def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim
         "copying": "the Transformer copies better than {}",
         "mqar": recalls,
         "mqar-64": recalls,
-        "needle": "the Transformer finds a needle better than {}",
     }
     claims = [
         Claim(
@@ -228,6 +238,17 @@ def _claims(found: Mapping[str, Runs], lengths: Mapping[str, int]) -> list[Claim
         for probe, says in recall.items()
         for mixer in MIXERS
         if mixer != "attention" and probe in lengths
+    ]
+    claims += [
+        Claim(
+            says="the Transformer finds a needle in longer texts than it learned better than {}",
+            name=MIXERS[mixer],
+            gap=gap_of(
+                *(_accuracy(found, m, "needle", longer["needle"]) for m in ("attention", mixer))
+            ),
+        )
+        for mixer in MIXERS
+        if mixer != "attention" and "needle" in longer
     ]
     claims += [
         Claim(
@@ -259,7 +280,7 @@ def _draw(figure: "Figure", found: Mapping[str, Runs], lengths: Mapping[str, int
         [
             estimate([*values.values()]).mean if values else float("nan")
             for probe, length in lengths.items()
-            if (values := _accuracy(found, mixer, probe, length)) is not None
+            for values in [_accuracy(found, mixer, probe, length)]
         ]
         for mixer in mixers
     ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 from retnet.bench.table import Table
 from retnet.model import DecoderConfig, rival
@@ -18,9 +17,6 @@ from retnet.reproduce.experiments.domains import (
 )
 from retnet.reproduce.intervals import Claim
 from retnet.reproduce.sweep import Entrant, Runs, runs, sweep
-
-if TYPE_CHECKING:
-    pass
 
 RETNET = "retention"
 

@@ -62,7 +62,7 @@ class Table8:
             "standard error. More context: whether the longest improves on the shortest, by "
             "intervals over seeds."
         )
-        rates = {name: f"{run.rate:g}" for name, run in found.items()}
+        rates = {name: run.rate_text for name, run in found.items()}
         claims = [
             Claim(
                 says=f"{{}} is better at {tokens_text(contexts[-1])} than at "
