@@ -79,4 +79,6 @@ def test_rows_may_lie_in_any_order_in_memory(kind: str) -> None:
     x, weight, b = given((3,))
     x = x if kind == "float32" else x.bfloat16()
     packed = PackedLinear(weight, b, kind)  # type: ignore[arg-type]
-    torch.testing.assert_close(packed(x.mT.contiguous().mT), packed(x), rtol=0, atol=0)
+    # to rounding, not to the bit: a BLAS may have another kernel for another order
+    rtol = torch.finfo(x.dtype).eps
+    torch.testing.assert_close(packed(x.mT.contiguous().mT), packed(x), rtol=rtol, atol=1e-4)

@@ -14,7 +14,6 @@ NAME is one of
   positions      which mixers can tell where they are in a text of equal tokens
 
 Example: retnet reproduce table5 --scale smoke
-         retnet reproduce table5 --data texts.toml --models retention rwkv --minutes 60
 """
 
 from collections.abc import Sequence
