@@ -90,7 +90,7 @@ def caption(records: Iterable[Record]) -> str:
         f"{last.device}, {last.threads} thread{'s' * (last.threads != 1)}, torch {last.torch}, "
         f"Python {last.python}; commit {', '.join(sorted(commits))}; "
         f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}. "
-        "Medians; in brackets the middle three fifths."
+        "Medians."
     )
 
 
@@ -109,6 +109,8 @@ def make_table(
     ]
     common = ", ".join(labels[0][index] for index in shared)
     where = f"{common}. {caption(records)}" if common else caption(records)
+    if any(cell.endswith(")") for row in rows for cell in row):
+        where = f"{where.removesuffix('.')}; in brackets the middle three fifths."
     return Table(title, columns, named, where)
 
 
