@@ -11,7 +11,7 @@ from retnet.bench.table import Table
 from retnet.model import DecoderConfig, rival
 from retnet.reproduce.cell import Result
 from retnet.reproduce.experiment import Plan, Report, Setup
-from retnet.reproduce.experiments.domains import COLORS, gap_of, tuning_remarks
+from retnet.reproduce.experiments.domains import AT_EDGE, COLORS, gap_of, tuning_remarks
 from retnet.reproduce.experiments.figure5 import resized
 from retnet.reproduce.intervals import Claim, estimate
 from retnet.reproduce.measures import DOCUMENTS, WINDOWS, WholeText
@@ -201,6 +201,7 @@ def _table(found: Mapping[str, Runs], results: Sequence[Result]) -> Table:
                 text(f"bits {TEST} {WINDOWS}"),
                 text(f"bits {TEST} {DOCUMENTS}"),
                 estimate(words).text(1),
+                run.rate_text,
                 f"{len(run.results)}",
                 f"{minutes.mean:.0f}",
                 f"{settings['parameters'] / 1e6:.2f}",
@@ -221,17 +222,19 @@ def _table(found: Mapping[str, Runs], results: Sequence[Result]) -> Table:
             f"{TEST} {WINDOWS}",
             f"{TEST} {DOCUMENTS}",
             "per word",
+            "learning rate",
             "seeds",
             "minutes of training",
             "M parameters",
         ),
         rows=rows,
         caption=(
-            f"Trained for {tokens:,} tokens in windows of {train['seq_len']}, learning rate "
-            f"{train['learning_rate']:g}, products in {train['precision']}. Held out: {held_out}. "
+            f"Trained for {tokens:,} tokens in windows of {train['seq_len']}, products in "
+            f"{train['precision']}. Held out: {held_out}. "
             "Validation and words are read in the way that suits the model better. Words are what "
             "blanks separate, and each end of a line is one more. Parameters without embeddings. "
             "Mean over seeds ± its standard error."
+            + (f" {AT_EDGE}" if any(run.at_edge for run in found.values()) else "")
         ),
     )
 
