@@ -280,6 +280,14 @@ def test_a_layout_that_wins_is_told_so() -> None:
     outcomes = {claim.text: claim.outcome for claim in report.claims if claim.name == "sort"}
     assert set(outcomes.values()) == {"holds"}
     assert len(outcomes) == 5
+    assert not any("too easy" in remark for remark in report.remarks)
+
+
+def test_a_layout_that_leaves_nothing_to_win_is_named() -> None:
+    measured = {"operations": 1e6, "accuracy @ 40": 1.0, "valid_loss": 0.001}
+    results = [_result("decoder-only on sort", 0.1, 0, measured)]
+    [said] = [r for r in EXPERIMENTS["lm-layouts"].report(results).remarks if "too easy" in r]
+    assert "a lead over decoder-only on sort: the loss there is below the 0.005 nats" in said
 
 
 def test_pages_of_the_docs_are_what_their_results_give() -> None:
