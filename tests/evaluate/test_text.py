@@ -67,6 +67,16 @@ def test_batch_size_does_not_change_the_score(
     assert math.isclose(one.nats, many.nats, rel_tol=1e-5)
 
 
+@pytest.mark.parametrize(("mixer", "rows"), [("retention", 2), ("attention", 1)])
+def test_a_state_that_grows_is_carried_in_one_row(mixer: str, rows: int) -> None:
+    model = Decoder(rival(preset("small-1m", vocab_size=257), mixer)).eval()
+    read: list[int] = []
+    model.layers[0].register_forward_pre_hook(lambda _, given: read.append(given[0].shape[0]))
+    stream = TokenStream.from_texts(["a" * 60] * 3, Tokenizer.bytes())
+    score_stream(model, stream)
+    assert max(read) == rows
+
+
 def test_a_window_longer_than_the_text_scores_it_as_carried(
     model: Decoder, files: list[Path]
 ) -> None:

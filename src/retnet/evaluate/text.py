@@ -11,6 +11,7 @@ from retnet.data import DataConfig, Documents, Tokenizer, TokenStream
 from retnet.data.data_set import PREFIX
 from retnet.data.sources import find_sources
 from retnet.evaluate.losses import PositionLoss, Tally, token_nats
+from retnet.evaluate.memory import state_grows
 from retnet.evaluate.reading import CALL_TOKENS, read_carried, read_windows
 from retnet.model import Decoder, DecoderState, select_rows
 from retnet.ops.cross_entropy import IGNORED
@@ -70,7 +71,8 @@ def score_stream(
             any length does so at the longest that it can read.
         stride: tokens from one window to the next, each predicted from `seq_len - stride` tokens
             before it at least; None is seq_len: windows that do not overlap.
-        batch_size: most rows at a time; it changes no score.
+        batch_size: most rows at a time; it changes no score. A state that grows is carried in one
+            row: beside a longer row it would be padded to that one's length.
         progress: see `Progress`.
 
     Raises:
@@ -87,7 +89,7 @@ def score_stream(
             "would not be scored; lower it, or give both"
         )
     if seq_len is None or stride is None:
-        segments = read_carried(stream, batch_size=batch_size)
+        segments = read_carried(stream, batch_size=1 if state_grows(model) else batch_size)
     else:
         together = min(batch_size, max(CALL_TOKENS // seq_len, 1))
         segments = read_windows(stream, seq_len=seq_len, stride=stride, batch_size=together)
