@@ -74,6 +74,7 @@ def test_all_parts_are_those_of_their_own_functions(found: Evaluation, file: Pat
     assert {row.name for row in found.probes} == {"copying", "even-pairs"}
     assert [row.length for row in found.probes[:4]] == list(PROBES["copying"].test_lengths)
     assert len(found.repeats) == 1
+    assert [score.length for score in found.familiar] == [24] * len(found.familiar)
     assert len(found.needles) == 5
     assert {memory.layer for memory in found.heads} == {0}
 
@@ -93,7 +94,10 @@ def test_json_holds_all_of_it_and_what_follows(found: Evaluation) -> None:
 
 def test_sections_say_what_was_found(found: Evaluation) -> None:
     by_key = {section.key: section for section in sections(found)}
-    assert list(by_key) == ["text", "contexts", "repeats", "needles", "heads", "probes", "tasks"]
+    assert list(by_key) == [
+        *("text", "contexts", "repeats", "familiar", "needles", "heads", "probes", "tasks")
+    ]
+    assert by_key["familiar"].rows[0][0] == "new in the passage"
     for section in by_key.values():
         assert all(len(row) == len(section.columns) for row in section.rows)
         assert section.notes
@@ -105,7 +109,9 @@ def test_sections_say_what_was_found(found: Evaluation) -> None:
     assert "1 example in front" in tasks.notes[0]
     assert found.contexts is not None
     assert found.contexts.verdict in by_key["contexts"].notes[0]
-    only = replace(found, text=[], contexts=None, repeats=[], needles=[], heads=[], probes=[])
+    only = replace(
+        found, text=[], contexts=None, repeats=[], familiar=[], needles=[], heads=[], probes=[]
+    )
     assert [section.key for section in sections(only)] == ["tasks"]
 
 
@@ -117,11 +123,11 @@ def test_html_is_one_file_with_its_pictures(found: Evaluation, tmp_path: Path) -
     assert "http" not in re.sub(r"base64,[^\"]*", "", html)
     for section in sections(found):
         assert f"<h2>{escape(section.title)}</h2>" in html
-    assert html.count("<table>") == 7
+    assert html.count("<table>") == 8
 
 
 def test_markdown_has_its_pictures_beside_it(found: Evaluation, tmp_path: Path) -> None:
-    short = replace(found, heads=[], needles=[], repeats=[], probes=[], contexts=None)
+    short = replace(found, heads=[], needles=[], repeats=[], familiar=[], probes=[], contexts=None)
     written = write_report(short, tmp_path / "report.md")
     assert [path.name for path in written] == ["report.md", "report.text.png", "report.tasks.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])

@@ -13,6 +13,7 @@ from retnet.evaluate.context import ContextGrowth, score_contexts
 from retnet.evaluate.heads import HeadMemory, score_heads
 from retnet.evaluate.memory import state_bytes_per_text, state_grows
 from retnet.evaluate.probes import PROBES, Probe, ProbeScore, score_probe
+from retnet.evaluate.probes.familiar import FamiliarScore, score_familiar
 from retnet.evaluate.probes.in_text import (
     NeedleScore,
     RepeatScore,
@@ -145,6 +146,7 @@ class Evaluation:
         text: scores, the one with most memory first.
         contexts: losses at growing context.
         repeats: how passages are predicted again.
+        familiar: losses of tokens that stood in the text before, and of others.
         needles: how numbers are kept, by depth.
         heads: the memory of each.
         probes: accuracies.
@@ -159,6 +161,7 @@ class Evaluation:
     text: list[TextRow] = field(default_factory=list)
     contexts: ContextGrowth | None = None
     repeats: list[RepeatScore] = field(default_factory=list)
+    familiar: list[FamiliarScore] = field(default_factory=list)
     needles: list[NeedleScore] = field(default_factory=list)
     heads: list[HeadMemory] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
@@ -275,6 +278,7 @@ def _memories(
     if wanted.memory:
         length = wanted.memory
         found["repeats"] = [score_repeats(model, stream, length=length)]
+        found["familiar"] = score_familiar(model, stream, length=length)
         found["needles"] = score_needles(model, tokenizer, stream, length=length)
         with bar("exchanging memories", "heads") as progress:
             found["heads"] = score_heads(

@@ -18,6 +18,13 @@ VERDICTS = {
 }
 
 
+KINDS = {
+    "new": "new in the passage",
+    "seen": "seen before, after other tokens",
+    "pair": "seen before, after the same token",
+}
+
+
 class Section(NamedTuple):
     """One table.
 
@@ -38,7 +45,7 @@ class Section(NamedTuple):
 
 def sections(evaluation: Evaluation) -> list[Section]:
     """A section for each part that was asked for."""
-    makers = (_text, _contexts, _repeats, _needles, _heads, _probes, _tasks)
+    makers = (_text, _contexts, _repeats, _familiar, _needles, _heads, _probes, _tasks)
     return [section for maker in makers if (section := maker(evaluation)) is not None]
 
 
@@ -119,6 +126,28 @@ def _repeats(evaluation: Evaluation) -> Section | None:
         "it, and in the text that really follows."
     )
     return Section("repeats", "A passage that comes twice", columns, rows, [note])
+
+
+def _familiar(evaluation: Evaluation) -> Section | None:
+    scores = evaluation.familiar
+    if not scores:
+        return None
+    rows = [
+        (
+            KINDS[score.kind],
+            f"{score.share:.1%}",
+            f"{math.exp(score.nats):,.2f}",
+            f"{score.nats:.3f} ± {score.standard_error:.3f}",
+        )
+        for score in scores
+    ]
+    columns = ("token", "share", "perplexity", "nats")
+    note = (
+        f"Of {scores[0].samples} passages of {scores[0].length:,} tokens, each read from its "
+        "beginning. What is new must be guessed from the weights; what came before, above all "
+        "after the same token as now, can be looked up. ±: standard error, by passages."
+    )
+    return Section("familiar", "Tokens that come again", columns, rows, [note])
 
 
 def _needles(evaluation: Evaluation) -> Section | None:
