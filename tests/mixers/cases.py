@@ -35,6 +35,10 @@ TOKEN_CASES: dict[str, list[dict[str, Any]]] = {
         {"retention": RetentionConfig(num_heads=3)},
         {"retention": RetentionConfig(num_heads=2, decay="linspace:2:9", bias=True)},
     ],
+    "mean_retention": [
+        {"num_heads": 3},
+        {"num_heads": 2, "key_width": 6, "value_width": 10, "decay": "pow2", "token_shift": False},
+    ],
     "attention": [
         {"num_heads": 3},
         {"num_heads": 6, "num_kv_heads": 2, "pairs": "interleaved", "rope_base": 500.0},

@@ -11,6 +11,7 @@ from retnet.mixers.h3 import H3Config
 from retnet.mixers.hyena import HyenaConfig
 from retnet.mixers.linear_attention import LinearAttentionConfig
 from retnet.mixers.lru import LRUConfig
+from retnet.mixers.mean_retention import MeanRetentionConfig
 from retnet.mixers.qrnn import QRNNConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
@@ -21,6 +22,7 @@ from retnet.mixers.shifted import ShiftedGLUConfig, ShiftedRetentionConfig
 MIXERS: dict[str, type[BranchConfig]] = {
     "retention": RetentionConfig,
     "shifted_retention": ShiftedRetentionConfig,
+    "mean_retention": MeanRetentionConfig,
     "attention": AttentionConfig,
     "rwkv": RWKVConfig,
     "linear_attention": LinearAttentionConfig,

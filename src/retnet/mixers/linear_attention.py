@@ -35,7 +35,7 @@ class LinearAttentionConfig:
     Attributes:
         num_heads: H, each d_model / H wide.
         feature_map: what becomes of q and k before they meet: `elu` is elu(x) + 1, the paper's;
-            `relu`; `identity`, which can only go without `normalize`, as its sums may be zero.
+            `relu`; `exp`; `identity`, which cannot go with `normalize`, as its sums may be zero.
         normalize: divide by the sum of the weights, so that o is a mean of values.
         eps: added to that sum.
         position: `rope` rotates the features of q and k, in the numerator only (Su et al. 2021,

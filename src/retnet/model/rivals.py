@@ -37,6 +37,7 @@ FIELDS: dict[str, Callable[[int], dict[str, Any]]] = {
     "attention": _heads,
     "linear_attention": _heads,
     "retention": _heads,
+    "mean_retention": _heads,
     "shifted_retention": lambda d_model: {"retention": MIXERS["retention"](**_heads(d_model))},
 }
 """What a mixer's config is given for a width where its own defaults do not say it."""

@@ -11,7 +11,10 @@ from retnet.ops.layout import Layout
 from retnet.ops.retention import retention
 from retnet.types import Form
 
-FeatureMap = Literal["elu", "relu", "identity"]
+FeatureMap = Literal["elu", "relu", "exp", "identity"]
+
+LIMIT = 12.0
+"""Of what `exp` is taken of: float32 holds sums of e^24 over more tokens than anyone reads."""
 
 
 class LinearAttentionState(NamedTuple):
@@ -22,18 +25,21 @@ class LinearAttentionState(NamedTuple):
 
 
 def features(x: Float[Tensor, "*any D_k"], feature_map: FeatureMap) -> Float[Tensor, "*any D_k"]:
-    """`elu`: elu(x) + 1, which is positive; `relu`: max(x, 0); `identity`: x."""
+    """`elu`: elu(x) + 1, positive; `relu`: max(x, 0); `exp`: e^x, |x| <= 12; `identity`: x."""
     if feature_map == "elu":
         return F.elu(x) + 1
+    if feature_map == "exp":
+        return x.clamp(-LIMIT, LIMIT).exp()
     return F.relu(x) if feature_map == "relu" else x
 
 
-def linear_attention(
+def linear_attention(  # noqa: PLR0913  (the op's whole contract; a config would hide it)
     q: Float[Tensor, "B T H D_k"],
     k: Float[Tensor, "B T H D_k"],
     v: Float[Tensor, "B T H D_v"],
     state: LinearAttentionState | None = None,
     *,
+    log_decay: Float[Tensor, " H"] | None = None,
     eps: float = 1e-6,
     rotated: tuple[Float[Tensor, "B T H D_k"], Float[Tensor, "B T H D_k"]] | None = None,
     layout: Layout | None = None,
@@ -42,13 +48,15 @@ def linear_attention(
     """Mean of the values read so far, weighted by how each key's features match the query's.
 
     `S_n = S_(n-1) + k_n v_n^T`, `z_n = z_(n-1) + k_n` and `o_n = S_n^T q_n / (z_n . q_n + eps)`:
-    retention without decay, z the state of a value that is always 1. Differentiable likewise.
+    retention without decay, z the state of a value that is always 1. Differentiable likewise. With
+    a decay both fade alike, so that o is a mean in which later tokens count more.
 
     Args:
         q: features of queries, not negative.
         k: features of keys, likewise.
         v: values.
         state: S and z after the last token; None at the start of a sequence.
+        log_decay: of each head, as for retention; None is no decay.
         eps: keeps the quotient finite where no key matches.
         rotated: q and k turned by their position: S and what is read of it then come from these,
             while z and the divisor keep to q and k, so that the divisor stays positive (Su et al.
@@ -72,7 +80,8 @@ def linear_attention(
         >>> linear_attention(q, k, v, eps=0.0)[0].flatten().tolist()
         [1.0, 1.5, 3.0]
     """
-    log_decay = torch.zeros(q.shape[2], device=q.device)
+    if log_decay is None:
+        log_decay = torch.zeros(q.shape[2], device=q.device)
     one = v.new_ones(()).expand(*v.shape[:3], 1)
     S, z = (None, None) if state is None else (state.S, state.z[..., None])
     if rotated is None:

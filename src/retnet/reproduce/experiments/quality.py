@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from retnet.bench.picture import GREY
 from retnet.bench.table import Table
@@ -27,7 +27,8 @@ SHIFTED = "RetNet, near heads, token shift"
 IMPROVED = "RetNet, improved"
 HYBRID = "RetNet, improved, one layer of attention"
 CARRIED = "RetNet, improved, state carried"
-OURS = (RETNET, NEAR, SHIFTED, IMPROVED, HYBRID, CARRIED)
+MEANS = "RetNet, improved, means"
+OURS = (RETNET, NEAR, SHIFTED, IMPROVED, HYBRID, CARRIED, MEANS)
 
 MORE_HEADS = 2
 """Times as many heads, each as much smaller."""
@@ -60,6 +61,8 @@ class Quality:
         "the channel mixer reads, too; that one is wider, and values are as narrow as keys; "
         "embeddings are normed. One layer of attention: the last. State carried: in training, from "
         "window to window, so that a step's windows are those that follow the step's before. "
+        "Means: what a head reads is a mean of values, weighted by exponentials of queries and "
+        "keys, and these, values and gate each have a token shift of their own. "
         "Held-out text is read to its end in two ways: in windows as long as those of training, "
         "which overlap by half, and each document from its first token to its last without "
         "forgetting. RWKV has its own channel mixer here."
@@ -138,6 +141,14 @@ def improved(base: DecoderConfig) -> DecoderConfig:
     return replace(model, embed_norm=True)
 
 
+def means(base: DecoderConfig) -> DecoderConfig:
+    """The same, and what a head reads is a mean of values, with weights as RWKV has them."""
+    [layer] = near_heads(base).layers
+    heads = cast(Any, layer.mixer).num_heads
+    model = rival(base, "mean_retention", channel="shifted_glu", num_heads=heads, decay=NEAR_DECAY)
+    return replace(model, embed_norm=True)
+
+
 def hybrid(base: DecoderConfig) -> DecoderConfig:
     """The same, and the last layer has attention instead."""
     model = improved(base)
@@ -161,6 +172,7 @@ def _entrants(base: DecoderConfig) -> dict[str, Entrant]:
         RWKV: Entrant(config=rwkv),
         IMPROVED: Entrant(config=improved(base)),
         HYBRID: Entrant(config=hybrid(base)),
+        MEANS: Entrant(config=means(base)),
         CARRIED: Entrant(config=improved(base), carry_state=True),
         SHIFTED: Entrant(config=token_shift(base)),
         NEAR: Entrant(config=near_heads(base)),
