@@ -69,7 +69,7 @@ def small(
         ("extrapolation", ("RetNet", "RoPE", "HFWA"), 3, "better than RoPE at 256"),
         ("probes", ("retention",), 6, "recalls many keys better than"),
         ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights helps"),
-        ("quality", (), 8, "improved, one layer of attention predicts better than"),
+        ("quality", (), 10, "improved, one layer of attention predicts better than"),
     ],
 )
 def test_an_experiment_runs_and_writes_its_page(
