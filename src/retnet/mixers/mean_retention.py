@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from retnet.mixers.branch import ALONE, Depth, chosen_form
 from retnet.mixers.projection import JointLinear
-from retnet.mixers.retention import log_decays
-from retnet.mixers.rwkv import initial_mix
+from retnet.mixers.retention import head_sizes, log_decays, shared_log_decay
+from retnet.mixers.rwkv import initial_mixes
 from retnet.ops import Layout
 from retnet.ops.gate import gated
 from retnet.ops.linear_attention import LinearAttentionState, features, linear_attention
@@ -77,15 +77,8 @@ class MeanRetention(nn.Module):
         super().__init__()
         self.config = config
         self.d_model = d_model
-        H = config.num_heads
         key_width, value_width = config.key_width or d_model, config.value_width or d_model
-        for name, width in (("key_width", key_width), ("value_width", value_width)):
-            if width % H:
-                raise ValueError(
-                    f"{name} ({width}) must be a multiple of num_heads ({H}); "
-                    "change one of them in the mixer's config"
-                )
-        self.D_k, self.D_v = key_width // H, value_width // H
+        self.D_k, self.D_v = head_sizes(key_width, value_width, config.num_heads)
         if config.token_shift:
             self.mix_q = nn.Parameter(torch.empty(d_model))
             self.mix_k = nn.Parameter(torch.empty(d_model))
@@ -110,11 +103,11 @@ class MeanRetention(nn.Module):
         nn.init.xavier_uniform_(self.o_proj.weight, 2**-1 * gain)
         if self.config.token_shift:
             with torch.no_grad():
-                mix = initial_mix(self.mix_k, depth)
-                self.mix_k.copy_(mix)
-                self.mix_v.copy_(mix + 0.3 * depth.layer / max(depth.num_layers - 1, 1))
-                self.mix_q.copy_(mix**0.5)
-                self.mix_g.copy_(mix**0.5)
+                k, v, g = initial_mixes(self.mix_k, depth)
+                self.mix_q.copy_(g)
+                self.mix_k.copy_(k)
+                self.mix_v.copy_(v)
+                self.mix_g.copy_(g)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Those of the chunkwise form, the divisor's included; see `Branch`."""
@@ -145,23 +138,17 @@ class MeanRetention(nn.Module):
             projected = [joint(self, y)[0] for joint, y in zip(self.inward, mixed, strict=True)]
         else:
             projected, shift = self.inward[0](self, x), None
-        q, k, v, g = (y.unflatten(-1, (self.config.num_heads, -1)) for y in projected)
+        H = self.config.num_heads
+        q, k, v, g = (y.unflatten(-1, (H, -1)) for y in projected)
         if x.dtype == torch.float16:  # exponentials overflow it
             q, k, v = q.float(), k.float(), v.float()
         o, sums = linear_attention(
             *(features(q, "exp"), features(k, "exp"), v),
             None if state is None else LinearAttentionState(state.S, state.z),
-            log_decay=self._log_decay(layout, q.device),
+            log_decay=shared_log_decay(layout, self.config.decay, H, q.device),
             eps=0.0,  # each token weighs something in its own mean
             layout=layout,
             form=chosen_form(form, x.shape[1]),
         )
         y = self.outward(self, gated(g, o.to(g.dtype), "sigmoid").flatten(2))[0]
         return y, sums if shift is None else MeanRetentionState(*sums, shift)
-
-    def _log_decay(self, layout: Layout, device: torch.device) -> Tensor:
-        config = self.config
-        return layout.shared(
-            ("log_decay", config.decay, config.num_heads),
-            lambda: log_decays(config.decay, config.num_heads, device),
-        )

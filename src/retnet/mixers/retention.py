@@ -108,14 +108,7 @@ class Retention(nn.Module):
         self.config = config
         key_width = config.key_width or d_model
         value_width = config.value_width or 2 * d_model
-        for name, width in (("key_width", key_width), ("value_width", value_width)):
-            if width % config.num_heads:
-                raise ValueError(
-                    f"{name} ({width}) must be a multiple of num_heads ({config.num_heads}); "
-                    "change one of them in the mixer's config"
-                )
-        self.D_k = key_width // config.num_heads
-        self.D_v = value_width // config.num_heads
+        self.D_k, self.D_v = head_sizes(key_width, value_width, config.num_heads)
         if self.D_k % 2 and config.theta != "none":
             raise ValueError(
                 f"key_width / num_heads ({self.D_k}) must be even, because channels rotate in "
@@ -230,12 +223,8 @@ class Retention(nn.Module):
         return rotate_both(q, k, tables, self.config.pairs)
 
     def log_decay(self, layout: Layout, device: torch.device) -> Tensor:
-        """Computed, not stored: a buffer would follow the module into half precision."""
-        config = self.config
-        return layout.shared(
-            ("log_decay", config.decay, config.num_heads),
-            lambda: log_decays(config.decay, config.num_heads, device),
-        )
+        """Of each head, float64; see `shared_log_decay`."""
+        return shared_log_decay(layout, self.config.decay, self.config.num_heads, device)
 
     def _choose(self, form: FormChoice, T: int, S: Tensor | None) -> Form:
         if form == "auto" and self.config.score_norm.startswith("torchscale") and S is None:
@@ -295,6 +284,33 @@ class Retention(nn.Module):
             return gated_rms_norm(o, g, eps)
         y = rms_norm(o, self.head_norm_weight, eps)
         return y if g is None else gated(g, y.to(g.dtype))
+
+
+def head_sizes(key_width: int, value_width: int, num_heads: int) -> tuple[int, int]:
+    """D_k and D_v.
+
+    Raises:
+        ValueError: heads do not divide a width.
+    """
+    for name, width in (("key_width", key_width), ("value_width", value_width)):
+        if width % num_heads:
+            raise ValueError(
+                f"{name} ({width}) must be a multiple of num_heads ({num_heads}); "
+                "change one of them in the mixer's config"
+            )
+    return key_width // num_heads, value_width // num_heads
+
+
+def shared_log_decay(
+    layout: Layout, decay: str, num_heads: int, device: torch.device
+) -> Float[Tensor, " H"]:
+    """`log_decays`, once in a call for all layers.
+
+    Computed, not stored: a buffer would follow its module into half precision.
+    """
+    return layout.shared(
+        ("log_decay", decay, num_heads), lambda: log_decays(decay, num_heads, device)
+    )
 
 
 def log_decays(

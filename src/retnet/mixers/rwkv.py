@@ -107,10 +107,10 @@ class RWKV(PreciseParameters, nn.Module):
             zigzag = (torch.arange(self.width, device=along.device) + 1) % 3 - 1
             self.time_first.copy_(math.log(0.3) + 0.5 * zigzag)
             if self.config.token_shift:
-                mix = initial_mix(self.mix_k, depth)
-                self.mix_k.copy_(mix)
-                self.mix_v.copy_(mix + 0.3 * _from_first(depth))
-                self.mix_r.copy_(mix**0.5)
+                k, v, r = initial_mixes(self.mix_k, depth)
+                self.mix_k.copy_(k)
+                self.mix_v.copy_(v)
+                self.mix_r.copy_(r)
         draw_orthogonal(self.v_proj.weight)
         for proj in (self.k_proj, self.r_proj, self.o_proj):
             nn.init.zeros_(proj.weight)
@@ -199,6 +199,12 @@ class RWKV(PreciseParameters, nn.Module):
 def initial_mix(like: Float[Tensor, " D"], depth: Depth) -> Float[Tensor, " D"]:
     """The current token's part, from 0 to 1 over the channels, and larger in later layers."""
     return _along(len(like), len(like), like) ** (1 - depth.layer / depth.num_layers)
+
+
+def initial_mixes(like: Float[Tensor, " D"], depth: Depth) -> tuple[Tensor, Tensor, Tensor]:
+    """Of what keys, values and gates read: the latter two look more at the current token."""
+    mix = initial_mix(like, depth)
+    return mix, mix + 0.3 * _from_first(depth), mix**0.5
 
 
 def draw_orthogonal(weight: Float[Tensor, "rows columns"]) -> None:

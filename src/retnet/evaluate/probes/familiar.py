@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retnet.data import TokenStream
 from retnet.evaluate.losses import token_nats
-from retnet.evaluate.probes.in_text import passages
+from retnet.evaluate.probes.in_text import passages, tokens_before
 from retnet.evaluate.reading import CALL_TOKENS
 from retnet.model import Decoder
 
@@ -67,8 +67,7 @@ def score_familiar(
     device = next(model.parameters()).device
     losses = []
     for part in rows.split(max(1, CALL_TOKENS // length)):
-        inputs = torch.cat([torch.full_like(part[:, :1], stream.bos_id), part[:, :-1]], 1)
-        hidden, _ = model.hidden(inputs.to(device))
+        hidden, _ = model.hidden(tokens_before(part, stream.bos_id).to(device))
         nats = token_nats(model, hidden.flatten(0, 1), part.flatten().to(device))
         losses.append(nats.view(part.shape).double().cpu())
     table = torch.cat(losses)
@@ -86,9 +85,8 @@ def kinds(
         >>> [[*map(int, mask[0])] for mask in kinds(torch.tensor([[5, 6, 5, 5, 6]]), 0).values()]
         [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
     """
-    before = torch.cat([torch.full_like(rows[:, :1], bos_id), rows[:, :-1]], 1)
     seen = _came_before(rows)
-    pair = _came_before(before * (int(rows.max()) + 1) + rows)
+    pair = _came_before(tokens_before(rows, bos_id) * (int(rows.max()) + 1) + rows)
     return {"new": ~seen, "seen": seen & ~pair, "pair": pair}
 
 

@@ -182,13 +182,17 @@ def passages(stream: TokenStream, length: int, most: int) -> Int[Tensor, "sample
     return torch.from_numpy(stream.tokens[places].astype(np.int64))
 
 
+def tokens_before(rows: Int[Tensor, "B T"], bos_id: int) -> Int[Tensor, "B T"]:
+    """The token in front of each: what it is predicted after; BOS in front of the first."""
+    return torch.cat([torch.full_like(rows[:, :1], bos_id), rows[:, :-1]], 1)
+
+
 def _right(model: Decoder, rows: Int[Tensor, "B T"], bos_id: int) -> Bool[Tensor, "B T"]:
     """Whether each token is the likeliest after BOS and those before it."""
     device = next(model.parameters()).device
     found = []
     for part in rows.split(max(1, CALL_TOKENS // rows.shape[1])):
-        inputs = torch.cat([torch.full_like(part[:, :1], bos_id), part[:, :-1]], 1)
-        hidden, _ = model.hidden(inputs.to(device))
+        hidden, _ = model.hidden(tokens_before(part, bos_id).to(device))
         guesses = [model.head(vectors).argmax(-1) for vectors in hidden.split(256, dim=1)]
         found.append(torch.cat(guesses, 1).cpu() == part)
     return torch.cat(found)
