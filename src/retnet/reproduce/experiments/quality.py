@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from retnet.bench.picture import GREY
 from retnet.bench.table import Table
@@ -146,8 +146,9 @@ def improved(base: DecoderConfig) -> DecoderConfig:
 def means(base: DecoderConfig) -> DecoderConfig:
     """The same, and what a head reads is a mean of values, with weights as RWKV has them."""
     [layer] = near_heads(base).layers
-    heads = cast(Any, layer.mixer).num_heads
-    model = rival(base, "mean_retention", channel="shifted_glu", num_heads=heads, decay=NEAR_DECAY)
+    near: Any = layer.mixer
+    fields = {"num_heads": near.num_heads, "decay": near.decay}
+    model = rival(base, "mean_retention", channel="shifted_glu", **fields)
     return replace(model, embed_norm=True)
 
 
