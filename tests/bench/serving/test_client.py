@@ -4,7 +4,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email import message_from_bytes
 
 import pytest
 
@@ -21,10 +22,13 @@ def says(*parts: bytes) -> Iterator[Client]:
 
         def answer() -> None:
             connection, _ = listening.accept()
-            with connection:
-                connection.recv(1 << 16)
-                for part in parts:
-                    connection.sendall(part)
+            with connection, connection.makefile("rb") as asked:
+                # To close on bytes unread would reset the connection, answer and all.
+                head = b"".join(iter(asked.readline, b"\r\n"))
+                asked.read(int(message_from_bytes(head.split(b"\r\n", 1)[1])["Content-Length"]))
+                with suppress(ConnectionError):  # who leaves early does not take the rest
+                    for part in parts:
+                        connection.sendall(part)
 
         thread = threading.Thread(target=answer)
         thread.start()

@@ -227,3 +227,20 @@ def test_what_is_said_never_becomes_markup(server: SimpleNamespace, visit: Visit
     assert turns(page) == [MARKUP]
     assert page.locator("#log img, #log script, #log b, #list img, #list b").count() == 0
     assert page.evaluate("window.hurt") is None
+
+
+def test_what_is_sent_before_the_server_answers_is_sent_then(
+    server: SimpleNamespace, visit: Visit
+) -> None:
+    page = visit(server)
+    held: list[Any] = []
+    page.route("**/v1/engine", lambda route: held.append(route))
+    with page.expect_request("**/v1/engine"):
+        page.reload()
+    page.fill("#prompt", "an early word")
+    page.press("#prompt", "Enter")
+    page.press("#prompt", "Enter")  # who is impatient does not say it twice
+    assert page.input_value("#prompt") == "an early word"
+    held.pop().continue_()
+    page.wait_for_selector(".turn .foot button")
+    assert turns(page) == ["an early word"]

@@ -124,9 +124,9 @@ el("prompt").addEventListener("keydown", (event) => {
 });
 el("composer").addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (!talk || starting) await start(); // what is sent before the server is known waits for it
   const text = el("prompt").value;
-  if (!talk) return start();
-  if (!text.trim() || talk.writing) return;
+  if (!talk || !text.trim() || talk.writing) return;
   const wrong = sampling.wrong();
   if (wrong) {
     if (!el("panel").checkVisibility()) el("panel").showPopover();
