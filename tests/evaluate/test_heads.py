@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from retnet.data import Tokenizer, TokenStream
 from retnet.evaluate.heads import HeadMemory, score_heads
+from retnet.mixers import RetentionConfig
 from retnet.model import Decoder, preset, rival
 
 BASE = preset("small-1m", vocab_size=257)
@@ -32,6 +34,21 @@ def test_a_heads_influence_fades_as_its_decay_says() -> None:
     for memory in score_heads(Decoder(slow).eval(), stream(), before=40, after=32):
         assert memory.decay_tokens == math.inf
         assert memory.influence[-1] > 100 * fast[0].influence[-1]
+
+
+@pytest.mark.parametrize("name", ["shifted_retention", "mean_retention"])
+def test_what_a_token_shift_keeps_is_of_no_head(name: str) -> None:
+    half: dict[str, Any] = {"num_heads": 2, "decay": "constant:0.5"}
+    if name == "shifted_retention":
+        half = {"retention": RetentionConfig(**half)}
+    model = Decoder(rival(ONE, name, **half)).eval()
+    found = score_heads(model, stream(), before=40, after=32)
+    assert [(m.layer, m.branch, m.head) for m in found] == [(0, 0, 0), (0, 0, 1)]
+    for memory in found:
+        assert memory.decay == pytest.approx(0.5)
+        assert max(memory.influence) > 0
+        assert memory.reach is not None
+        assert memory.reach <= 16
 
 
 def test_what_a_head_does_not_tell_has_no_influence() -> None:

@@ -7,6 +7,7 @@ what the head had kept; how this fades with the tokens read since is its effecti
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from retnet.data import TokenStream
 from retnet.evaluate.losses import LOGITS
 from retnet.evaluate.probes.in_text import passages
 from retnet.evaluate.text import Progress
+from retnet.mixers.branch import Fades
 from retnet.model import Decoder, DecoderState
 from retnet.model.state import state_tensors, with_tensors
 
@@ -84,54 +86,67 @@ def score_heads(
     _, state = model.hidden(torch.cat([bos, rows[:, :before]], 1))
     rest = rows[:, before:]
     intact, _ = model.hidden(rest, state)
-    places = _places(model, state)
+    parts = _parts(model, state)
     found = []
-    for number, (layer, branch, head, decay) in enumerate(places):
+    for number, part in enumerate(parts):
         if progress is not None:
-            progress(number, len(places))
-        changed = _exchanged(state, layer, branch, head)
-        hidden, _ = model.hidden(rest, changed)
+            progress(number, len(parts))
+        hidden, _ = model.hidden(rest, _exchanged(state, part))
         influence = _by_distance(_divergence(model, intact, hidden))
         found.append(
             HeadMemory(
-                layer=layer,
-                branch=branch,
-                head=head,
-                decay=decay,
+                layer=part.layer,
+                branch=part.branch,
+                head=part.head,
+                decay=part.decay,
                 influence=influence,
                 reach=_reach(influence),
             )
         )
     if progress is not None:
-        progress(len(places), len(places))
+        progress(len(parts), len(parts))
     return found
 
 
-def _places(model: Decoder, state: DecoderState) -> list[tuple[int, int, int | None, float | None]]:
-    """Layer, branch, head and decay of all that remembers."""
-    found: list[tuple[int, int, int | None, float | None]] = []
+class Remembered(NamedTuple):
+    """A part of a state: of a head, in these fields, or all of a branch's."""
+
+    layer: int
+    branch: int
+    head: int | None
+    decay: float | None
+    fields: tuple[str, ...]
+
+
+def _parts(model: Decoder, state: DecoderState) -> list[Remembered]:
+    """All that remembers, but for what a token shift keeps beside heads: it is gone in a token."""
+    found = []
     for layer, (module, states) in enumerate(zip(model.layers, state.layers, strict=True)):
         for branch, own in enumerate(states):
             if own is None:
                 continue
-            log_decays = getattr(module.branches[branch], "log_decays", None)  # type: ignore[index]
-            if log_decays is None:
-                found.append((layer, branch, None, None))
+            mixer = module.branches[branch]  # type: ignore[index]
+            if isinstance(mixer, Fades):
+                decays = enumerate(map(math.exp, mixer.log_decays))
+                found += [
+                    Remembered(layer, branch, head, decay, mixer.of_heads) for head, decay in decays
+                ]
             else:
-                decays = enumerate(map(math.exp, log_decays))
-                found += [(layer, branch, head, decay) for head, decay in decays]
+                found.append(Remembered(layer, branch, None, None, type(own)._fields))
     return found
 
 
-def _exchanged(state: DecoderState, layer: int, branch: int, head: int | None) -> DecoderState:
-    """The state, with one head's part of each row taken from the row before."""
+def _exchanged(state: DecoderState, part: Remembered) -> DecoderState:
+    """The state, with this part of each row taken from the row before."""
     tensors = state_tensors(state)
-    for name, own in tensors.items():
-        if name.startswith(f"layers.{layer}.{branch}."):
+    for field in part.fields:
+        name = f"layers.{part.layer}.{part.branch}.{field}"
+        own = tensors[name]
+        if part.head is None:
             tensors[name] = own.roll(1, 0)
-            if head is not None:
-                tensors[name] = own.clone()
-                tensors[name][:, head] = own[:, head].roll(1, 0)
+        else:
+            tensors[name] = own.clone()
+            tensors[name][:, part.head] = own[:, part.head].roll(1, 0)
     return with_tensors(state, tensors)
 
 

@@ -1,6 +1,6 @@
 """What the decoder asks of a branch: the one signature that every mixer has."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -100,6 +100,19 @@ class Packs(Protocol):
     def pack(self, weights: Weights) -> None:
         """Keep such copies; from then on the parameters must not change."""
         ...
+
+
+@runtime_checkable
+class Fades(Protocol):
+    """A branch of heads that forget each at a rate of its own, whatever they read.
+
+    Attributes:
+        log_decays: natural logarithm of each head's decay per token.
+        of_heads: fields of its state that have the heads second; no other is of one head.
+    """
+
+    log_decays: tuple[float, ...]
+    of_heads: ClassVar[tuple[str, ...]]
 
 
 class Place(NamedTuple):

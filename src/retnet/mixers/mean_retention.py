@@ -73,6 +73,8 @@ class MeanRetentionConfig:
 class MeanRetention(nn.Module):
     """The layer: shift, project, average, gate, project."""
 
+    of_heads: ClassVar[tuple[str, ...]] = ("S", "z")
+
     def __init__(self, config: MeanRetentionConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
@@ -93,6 +95,7 @@ class MeanRetention(nn.Module):
         groups = [(name,) for name in PROJECTIONS] if config.token_shift else [PROJECTIONS]
         self.inward = [JointLinear(*group) for group in groups]
         self.outward = JointLinear("o_proj")
+        self.log_decays = tuple(log_decays(config.decay, config.num_heads).tolist())
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:

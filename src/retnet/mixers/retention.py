@@ -102,6 +102,7 @@ class Retention(nn.Module):
     """The layer: project, rotate, mix, normalise, gate, project."""
 
     spans_ranks = True
+    of_heads: ClassVar[tuple[str, ...]] = ("S",)
 
     def __init__(self, config: RetentionConfig, d_model: int) -> None:
         super().__init__()

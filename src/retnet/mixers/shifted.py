@@ -57,10 +57,13 @@ class ShiftedRetentionConfig:
 class ShiftedRetention(nn.Module):
     """The layer: shift, retain."""
 
+    of_heads: ClassVar[tuple[str, ...]] = ("S",)
+
     def __init__(self, config: ShiftedRetentionConfig, d_model: int) -> None:
         super().__init__()
         self.mix = nn.Parameter(torch.empty(d_model))
         self.retention = config.retention.build(d_model)
+        self.log_decays = self.retention.log_decays
         self.reset_parameters(1.0)
 
     def reset_parameters(self, gain: float, depth: Depth = ALONE) -> None:
