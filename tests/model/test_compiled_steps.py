@@ -16,7 +16,9 @@ import torch
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ROOM, CannotCompile
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.mean_retention import MeanRetentionConfig
 from retnet.mixers.retention import RetentionConfig
+from retnet.mixers.shifted import ShiftedGLUConfig, ShiftedRetentionConfig
 from retnet.model import steps
 from retnet.model.compiled_steps import MAX_ROWS
 from retnet.model.config import DecoderConfig, LayerConfig
@@ -43,9 +45,12 @@ def step(
     return logits[:, 0], state
 
 
-def decoder(mixer: dict[str, Any] | None = None, channel: Any = None, **fields: Any) -> Decoder:
+def decoder(mixer: Any = None, channel: Any = None, **fields: Any) -> Decoder:
+    """Of retention with the options that `mixer` is, or of that mixer."""
+    if mixer is None or isinstance(mixer, dict):
+        mixer = RetentionConfig(**{"num_heads": 2, **(mixer or {})})
     layer = LayerConfig(
-        mixer=RetentionConfig(**{"num_heads": 2, **(mixer or {})}),
+        mixer=mixer,
         channel=channel or GLUConfig(width=40),
         repeat=2,
     )
@@ -66,6 +71,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "no norm": {"mixer": {"head_norm": "none", "decay": "constant:1"}},
     "ffn": {"channel": FFNConfig(width=50, inner_norm=True), "norm": "layer"},
     "embeddings": {"embed_norm": True, "embed_scale": True, "tie_embeddings": True},
+    "shifted": {
+        "mixer": ShiftedRetentionConfig(retention=RetentionConfig(num_heads=2)),
+        "channel": ShiftedGLUConfig(width=40, bias=True),
+    },
+    "means": {"mixer": MeanRetentionConfig(num_heads=3, decay="constant:0.9", key_width=30)},
+    "means without a shift": {"mixer": MeanRetentionConfig(num_heads=2, token_shift=False)},
+    "gates of sigmoids": {"channel": GLUConfig(width=40, activation="sigmoid")},
 }
 
 
@@ -117,9 +129,10 @@ def test_rows_may_stand_at_different_positions() -> None:
         torch.testing.assert_close(got, packed.head(h[:, 0]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["plain", "shifted", "means"])
 @torch.inference_mode()
-def test_marks_give_the_state_of_their_place_later() -> None:
-    model = pack(decoder(), "float32", "numba")
+def test_marks_give_the_state_of_their_place_later(name: str) -> None:
+    model = pack(decoder(**MODELS[name]), "float32", "numba")
     decoding = Decoding(model, *prefill(model, torch.tensor([[1, 2, 3]])), GREEDY)
     written, marks = [], []
     for _ in range(2 * ROOM + 5):
@@ -132,9 +145,10 @@ def test_marks_give_the_state_of_their_place_later() -> None:
             torch.testing.assert_close(got, leaf, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["plain", "shifted", "means"])
 @torch.inference_mode()
-def test_rows_that_stay_are_unchanged_when_others_go() -> None:
-    model = pack(decoder(), "int8", "numba")
+def test_rows_that_stay_are_unchanged_when_others_go(name: str) -> None:
+    model = pack(decoder(**MODELS[name]), "int8", "numba")
     prompts = torch.randint(37, (3, 6), generator=torch.Generator().manual_seed(1))
     rows = Decoding(model, *prefill(model, prompts), GREEDY)
     alone = Decoding(model, *prefill(model, prompts[2:]), GREEDY)

@@ -7,14 +7,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth, chosen_form
+from retnet.mixers.branch import ALONE, Depth, Place, chosen_form
+from retnet.mixers.mean_retention_program import (
+    close_means,
+    next_means,
+    open_means,
+    write_mean_retention,
+)
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention import head_sizes, log_decays, shared_log_decay
+from retnet.mixers.retention_program import RetentionLeaves, ShiftedLeaves
 from retnet.mixers.rwkv import initial_mixes
 from retnet.ops import Layout
 from retnet.ops.gate import gated
 from retnet.ops.linear_attention import LinearAttentionState, features, linear_attention
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Program, Read, Vector
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
@@ -125,6 +133,30 @@ class MeanRetention(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         for linear in (*self.inward, self.outward):
             linear.pack(self, weights)
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        write_mean_retention(self, program, x, stream, at)
+
+    def open_leaves(
+        self, state: MeanRetentionState | LinearAttentionState, layout: Layout
+    ) -> ShiftedLeaves | RetentionLeaves:
+        """Begin steps of a program; see `CompilesState`."""
+        shift = state.shift if isinstance(state, MeanRetentionState) else None
+        return open_means(LinearAttentionState(state.S, state.z), shift, layout)
+
+    def next_leaves(
+        self, leaves: ShiftedLeaves | RetentionLeaves, layout: Layout
+    ) -> ShiftedLeaves | RetentionLeaves:
+        """Room for the tokens after these; see `CompilesState`."""
+        return next_means(leaves, layout)
+
+    def close_leaves(
+        self, leaves: ShiftedLeaves | RetentionLeaves, used: int
+    ) -> MeanRetentionState | LinearAttentionState:
+        """The plain state again; see `CompilesState`."""
+        sums, shift = close_means(self, leaves, used)
+        return sums if shift is None else MeanRetentionState(*sums, shift)
 
     def forward(
         self,

@@ -29,6 +29,22 @@ class RetentionLeaves(NamedTuple):
     sin: Float[Tensor, "B places 2 H pairs"]
 
 
+class ShiftedLeaves(NamedTuple):
+    """`RetentionLeaves`, and what a token shift before it keeps."""
+
+    S: Float[Tensor, "B H tiles pieces rows lanes"]
+    k: Float[Tensor, "B H places padded_k"]
+    v: Float[Tensor, "B H places padded_v"]
+    cos: Float[Tensor, "B places 2 H pairs"]
+    sin: Float[Tensor, "B places 2 H pairs"]
+    past: Float[Tensor, "B places_and_one D"]
+
+    @property
+    def retention(self) -> RetentionLeaves:
+        """All but the tokens."""
+        return RetentionLeaves(*self[:-1])
+
+
 def write_retention(
     mixer: "Retention", program: Program, x: Read, stream: Vector, at: Place
 ) -> None:
@@ -67,32 +83,52 @@ def open_retention(
     mixer: "Retention", S: Float[Tensor, "B H D_k D_v"], layout: Layout
 ) -> RetentionLeaves:
     """Leaves without a token since S."""
-    return _around(mixer, tiled(S.float().mT), layout)
+    return leaves_of(S, *_turning(mixer, layout, len(S)))
 
 
 def next_retention(mixer: "Retention", leaves: RetentionLeaves, layout: Layout) -> RetentionLeaves:
     """Leaves for the tokens after these, into whose S the program will write."""
-    return _around(mixer, torch.empty_like(leaves.S), layout)
+    return leaves_after(leaves, *_turning(mixer, layout, len(leaves.S)))
 
 
 def close_retention(
     mixer: "Retention", leaves: RetentionLeaves, used: int
 ) -> Float[Tensor, "B H D_k D_v"]:
     """S after the first `used` tokens."""
-    S = untiled(leaves.S, mixer.D_v, mixer.D_k).mT.contiguous()
-    k, v = leaves.k[:, :, :used, : mixer.D_k], leaves.v[:, :, :used, : mixer.D_v]
-    return settle(Buffer(S, k, v), mixer.log_decays)
+    return settled(leaves, mixer.D_k, mixer.D_v, mixer.log_decays, used)
 
 
-def _around(mixer: "Retention", S: Tensor, layout: Layout) -> RetentionLeaves:
+def leaves_of(S: Float[Tensor, "B H D_k D_v"], cos: Tensor, sin: Tensor) -> RetentionLeaves:
+    """Leaves without a token since S, by the tables of `RetentionLeaves`."""
+    return _around(tiled(S.float().mT), cos, sin)
+
+
+def leaves_after(leaves: RetentionLeaves, cos: Tensor, sin: Tensor) -> RetentionLeaves:
+    """Leaves for the tokens after these, into whose S the program will write."""
+    return _around(torch.empty_like(leaves.S), cos, sin)
+
+
+def settled(
+    leaves: RetentionLeaves, D_k: int, D_v: int, log_decays: tuple[float, ...], used: int
+) -> Float[Tensor, "B H D_k D_v"]:
+    """S after the first `used` tokens."""
+    S = untiled(leaves.S, D_v, D_k).mT.contiguous()
+    k, v = leaves.k[:, :, :used, :D_k], leaves.v[:, :, :used, :D_v]
+    return settle(Buffer(S, k, v), log_decays)
+
+
+def _around(S: Tensor, cos: Tensor, sin: Tensor) -> RetentionLeaves:
     B, H, tiles, pieces, rows, lanes = S.shape
-    cos, sin = layout.shared(
-        ("retention_program", mixer.config, mixer.D_k), lambda: _tables(mixer, layout, B)
-    )
     k, v = (S.new_empty(B, H, ROOM, width) for width in (pieces * lanes, tiles * rows))
     return RetentionLeaves(S, k, v, cos, sin)
 
 
-def _tables(mixer: "Retention", layout: Layout, batch: int) -> tuple[Tensor, ...]:
-    tables = (table.float() for table in turning_tables(mixer, layout))
-    return tuple(table.expand(batch, *table.shape[1:]).contiguous() for table in tables)
+def _turning(mixer: "Retention", layout: Layout, batch: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the next tokens, once in a call for all layers."""
+
+    def tables() -> tuple[Tensor, ...]:
+        found = (table.float() for table in turning_tables(mixer, layout))
+        return tuple(table.expand(batch, *table.shape[1:]).contiguous() for table in found)
+
+    cos, sin = layout.shared(("retention_program", mixer.config, mixer.D_k), tables)
+    return cos, sin

@@ -7,13 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, ROOM, Depth, Place
 from retnet.mixers.channel import GLUConfig
 from retnet.mixers.retention import RetentionConfig, RetentionState
+from retnet.mixers.retention_program import ShiftedLeaves
 from retnet.mixers.retention_step import OpenedRetention
+from retnet.mixers.shift_program import close_past, open_past
 from retnet.ops import Layout
 from retnet.ops.gate import Activation
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Leaf, Program, Read, Vector
 from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
 
@@ -92,6 +95,26 @@ class ShiftedRetention(nn.Module):
         """The plain state again; see `Steps`."""
         return ShiftedRetentionState(self.retention.close_state(opened.retention).S, opened.shift)
 
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        [mixed] = program.shift(x, [self.mix], ROOM, Leaf(*at, "past"))
+        self.retention.write_step(program, Read(mixed), stream, at)
+
+    def open_leaves(self, state: ShiftedRetentionState, layout: Layout) -> ShiftedLeaves:
+        """Begin steps of a program; see `CompilesState`."""
+        leaves = self.retention.open_leaves(RetentionState(state.S), layout)
+        return ShiftedLeaves(*leaves, open_past(state.shift))
+
+    def next_leaves(self, leaves: ShiftedLeaves, layout: Layout) -> ShiftedLeaves:
+        """Room for the tokens after these; see `CompilesState`."""
+        after = self.retention.next_leaves(leaves.retention, layout)
+        return ShiftedLeaves(*after, torch.empty_like(leaves.past))
+
+    def close_leaves(self, leaves: ShiftedLeaves, used: int) -> ShiftedRetentionState:
+        """The plain state again; see `CompilesState`."""
+        S = self.retention.close_leaves(leaves.retention, used).S
+        return ShiftedRetentionState(S, close_past(leaves.past, used))
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -114,6 +137,12 @@ class ShiftedGLUState(NamedTuple):
     """The last token that the unit read."""
 
     shift: Float[Tensor, "B D"]
+
+
+class ShiftedGLULeaves(NamedTuple):
+    """The same while a program steps it."""
+
+    past: Float[Tensor, "B places D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +195,23 @@ class ShiftedGLU(nn.Module):
     def pack(self, weights: Weights) -> None:
         """Lay out the weights for steps; see `Packs`."""
         self.glu.pack(weights)
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        [mixed] = program.shift(x, [self.mix], ROOM, Leaf(*at, "past"))
+        self.glu.write_step(program, Read(mixed), stream, at)
+
+    def open_leaves(self, state: ShiftedGLUState, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
+        """Begin steps of a program; see `CompilesState`."""
+        return ShiftedGLULeaves(open_past(state.shift))
+
+    def next_leaves(self, leaves: ShiftedGLULeaves, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
+        """Room for the tokens after these; see `CompilesState`."""
+        return ShiftedGLULeaves(torch.empty_like(leaves.past))
+
+    def close_leaves(self, leaves: ShiftedGLULeaves, used: int) -> ShiftedGLUState:
+        """The plain state again; see `CompilesState`."""
+        return ShiftedGLUState(close_past(leaves.past, used))
 
     def forward(
         self,

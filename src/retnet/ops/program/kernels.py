@@ -42,6 +42,7 @@ from retnet.ops.program.table import (
     DECAYS,
     EMBED,
     EPS,
+    EXP,
     FACTOR,
     FLOAT32,
     GATE,
@@ -57,6 +58,8 @@ from retnet.ops.program.table import (
     KEYS,
     KIND,
     LANES,
+    LAST,
+    LIMIT,
     LINEAR,
     NORM,
     NORM_BIAS,
@@ -68,12 +71,16 @@ from retnet.ops.program.table import (
     OUTPUTS,
     PADDED,
     PARTS,
+    PAST,
+    PAST_NEXT,
     PLACES,
     RETENTION,
     RMS,
     ROWS,
     S_NEXT,
     SCALE,
+    SHIFT,
+    SIGMOID,
     SIN,
     SWISH,
     TURNS,
@@ -155,14 +162,20 @@ def exp(x):
 
 
 @kernel
-def activate(y, kind):
-    """Apply an activation in place."""
+def activate(y, kind, limit):
+    """Apply an activation in place; the limit is of EXP's argument. NaN stays NaN."""
     if kind == SWISH:
         for i in range(len(y)):
             y[i] = y[i] / (f4(1.0) + exp(-y[i]))
     elif kind == GELU:
         for i in range(len(y)):
             y[i] = f4(0.5) * y[i] * f4(1.0 + erf(y[i] * 0.7071067811865476))
+    elif kind == SIGMOID:
+        for i in range(len(y)):
+            y[i] = f4(1.0) / (f4(1.0) + exp(-y[i])) if y[i] == y[i] else y[i]
+    elif kind == EXP:
+        for i in range(len(y)):
+            y[i] = exp(min(max(y[i], -limit), limit)) if y[i] == y[i] else y[i]
     else:
         for i in range(len(y)):
             y[i] = max(y[i], f4(0.0))
@@ -172,6 +185,11 @@ def activate(y, kind):
 def normalize(y, norm, eps, weight, bias):
     """Normalise numbers in place; weight and bias may be empty."""
     n = len(y)
+    if norm == LAST:
+        scale = f4(1.0) / y[n - 1]
+        for i in range(n):
+            y[i] *= scale
+        return
     if norm != RMS:
         mean = f4(0.0)
         for i in range(n):
@@ -195,7 +213,7 @@ def normalize(y, norm, eps, weight, bias):
 
 @kernel
 def read(row, eps, b, y):
-    """What COPY and LINEAR read of batch row b, into y: norm(x) * gate."""
+    """What COPY, SHIFT and LINEAR read of batch row b, into y: norm(x) * gate."""
     width, group, known = row[WIDTH], row[GROUP], row[NORM_WEIGHTS]
     x = floats(row[IN] + 4 * b * row[IN_STRIDE], width)
     for i in range(width):
@@ -248,7 +266,7 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
 
 
 @kernel
-def linear(row, item, batch, x, y):
+def linear(row, limit, item, batch, x, y):
     """LINEAR: a block of outputs of all rows. x: batch PADDED; y: scratch, batch BLOCK."""
     padded, block, kind = row[PADDED], row[BLOCK], row[KIND]
     size = 4 if kind == FLOAT32 else 2 if kind == BFLOAT16 else 1
@@ -278,7 +296,7 @@ def linear(row, item, batch, x, y):
             for n in range(count):
                 sums[n] += biases[n]
         if row[ACTIVATION] and begin < end:
-            activate(sums[begin:end], row[ACTIVATION])
+            activate(sums[begin:end], row[ACTIVATION], limit)
         out = floats(row[OUT] + 4 * (b * row[OUT_STRIDE] + first), count)
         if row[ADD]:
             for n in range(count):
@@ -302,6 +320,24 @@ def embed(row, factor, b, tokens):
         halves = carray(pointer(row[WEIGHT] + 2 * token * width), (width,), np.uint16)
         for i in range(width):
             out[i] = as_float(i4(halves[i]) << i4(16)) * factor
+
+
+@kernel
+def shift(row, eps, b, place, y):
+    """SHIFT: a token mixed with the one before it, and kept for the one after; y: scratch."""
+    width, places = row[WIDTH], row[PLACES]
+    read(row, eps, b, y)
+    row_size = (places + 1) * width
+    past = floats(row[PAST] + 4 * b * row_size, row_size)
+    before = past[place * width : (place + 1) * width]
+    past[(place + 1) * width : (place + 2) * width] = y
+    if place == places - 1:
+        floats(row[PAST_NEXT] + 4 * b * row_size, width)[:] = y
+    mixes = floats(row[WEIGHT], row[OUTPUTS])
+    out = floats(row[OUT] + 4 * b * row[OUT_STRIDE], row[OUTPUTS])
+    for start in range(0, row[OUTPUTS], width):
+        for i in range(width):
+            out[start + i] = before[i] + mixes[start + i] * (y[i] - before[i])
 
 
 @kernel
@@ -439,9 +475,12 @@ def run_step(table, numbers, counters, job, step, scratch):
                     for b in range(batch):
                         read(row, numbers[p, EPS], b, x[b * row[PADDED] : (b + 1) * row[PADDED]])
                     ready = True
-                linear(row, item, batch, x, scratch[batch * row[PADDED] :])
+                y = scratch[batch * row[PADDED] :]
+                linear(row, numbers[p, LIMIT], item, batch, x, y)
             elif row[OP] == RETENTION:
                 retention(row, item, place, scratch)
+            elif row[OP] == SHIFT:
+                shift(row, numbers[p, EPS], item, place, scratch[: row[WIDTH]])
             elif row[OP] == EMBED:
                 embed(row, numbers[p, FACTOR], item, tokens)
             elif row[OP] == COPY:

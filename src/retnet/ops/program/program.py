@@ -1,6 +1,7 @@
 """Writing a program: instructions that compute one token of every row of a batch."""
 
-from typing import NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float, Shaped
@@ -8,16 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retnet.ops.gate import Activation
+from retnet.ops.linear_attention import LIMIT
 from retnet.ops.packed_linear import Weights, quantize
 from retnet.ops.program import table
 from retnet.ops.program.table import LANES, ROWS
 
-NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER}
-ACTIVATIONS: dict[Activation | None, int] = {
+NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER, "last": table.LAST}
+ACTIVATIONS: dict[Activation | Literal["exp"] | None, int] = {
     None: 0,
     "swish": table.SWISH,
     "gelu": table.GELU,
     "relu": table.RELU,
+    "sigmoid": table.SIGMOID,
+    "exp": table.EXP,
 }
 KINDS: dict[Weights, int] = {
     "float32": table.FLOAT32,
@@ -53,7 +57,7 @@ class Norm(NamedTuple):
     """How numbers are normalised.
 
     Attributes:
-        kind: rms, layer or none.
+        kind: rms, layer, none, or last: divided by the last number.
         eps: its epsilon.
         weight: of a group; None for ones.
         bias: likewise; None for zeros.
@@ -159,6 +163,37 @@ class Program:
         row |= {table.OP: table.COPY, table.OUTPUTS: out.width}
         self._add(row, vectors | {table.OUT: out}, floats)
 
+    def shift(
+        self, x: Read, mixes: Sequence[Float[Tensor, " D"]], places: int, past: Leaf
+    ) -> list[Vector]:
+        """`mix x + (1 - mix) (x of the token before)`: `retnet.ops.token_shift` of one token.
+
+        Args:
+            x: what is read.
+            mixes: of this token in each mixture.
+            places: tokens that the buffer holds beside the one before them.
+            past: (B, places + 1, D), to whose places x is written; the one at the last place is
+                also written to the first of the next that is bound.
+
+        Returns:
+            The mixtures.
+        """
+        row, vectors, floats = self._reading(x)
+        D = x.x.width
+        out = self.vector(len(mixes) * D)
+        row |= {
+            table.OP: table.SHIFT,
+            table.OUTPUTS: out.width,
+            table.WEIGHT: self._keep(torch.cat(list(mixes)), torch.float32).data_ptr(),
+            table.PLACES: places,
+        }
+        self.scratch = max(self.scratch, D)
+        self.leaves.append((len(self.rows), table.PAST, past))
+        self.next_leaves.append((len(self.rows), table.PAST_NEXT, past))
+        self.leaf_sizes[past] = (places + 1) * D
+        self._add(row, vectors | {table.OUT: out}, floats)
+        return [out.cut(start, D) for start in range(0, out.width, D)]
+
     def linear(
         self,
         x: Read,
@@ -167,7 +202,7 @@ class Program:
         out: Vector | None,
         *,
         add: bool = False,
-        activation: Activation | None = None,
+        activation: Activation | Literal["exp"] | None = None,
         active: tuple[int, int] | None = None,
     ) -> None:
         """`out = act(x W^T + b)`, or `out += ...`.
@@ -178,7 +213,8 @@ class Program:
             bias: None for none.
             out: None for the result of the whole program, which is written elsewhere each time.
             add: whether to add to what is there.
-            activation: of the outputs `active`; None for none.
+            activation: of the outputs `active`; None for none, "exp" as the feature map
+                of linear attention.
             active: the first of them and the one after the last; None for all.
         """
         N, K = weight.shape
@@ -205,6 +241,7 @@ class Program:
             table.BLOCK: BLOCK,
         }
         self.scratch = max(self.scratch, padded + BLOCK)
+        floats[table.LIMIT] = LIMIT
         if out is None:
             assert self.output is None
             self.output = len(self.rows), N

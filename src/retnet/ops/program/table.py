@@ -4,13 +4,13 @@ Addresses are bytes, strides and sizes are numbers of float32 between rows of th
 otherwise; 0 is no address.
 """
 
-EMBED, COPY, LINEAR, RETENTION = range(4)
+EMBED, COPY, SHIFT, LINEAR, RETENTION = range(5)
 """Instructions: what is in OP."""
 
-RMS, LAYER = 1, 2
+RMS, LAYER, LAST = 1, 2, 3
 """Norms; 0 is none."""
 
-SWISH, GELU, RELU = 1, 2, 3
+SWISH, GELU, RELU, SIGMOID, EXP = range(1, 6)
 """Activations; 0 is none."""
 
 FLOAT32, BFLOAT16, INT8 = range(3)
@@ -19,7 +19,7 @@ FLOAT32, BFLOAT16, INT8 = range(3)
 (
     OP,
     ITEMS,  # parts of the instruction, any of which any thread may do
-    # what COPY and LINEAR read: norm(x) * gate
+    # what COPY, SHIFT and LINEAR read: norm(x) * gate
     IN,
     IN_STRIDE,
     WIDTH,  # numbers of a row
@@ -60,12 +60,15 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     S_NEXT,  # where it goes after the last place
     KEYS,
     VALUES,
+    # SHIFT; WEIGHT is its mixes, and PLACES as above
+    PAST,  # (row, place) of the tokens, from the one before the first on
+    PAST_NEXT,  # where the newest goes after the last place
     COLUMNS,
-) = range(40)
+) = range(42)
 
-EPS, FACTOR = range(2)
-"""Columns of the second table, float32: of the norm, of EMBED."""
-FLOATS = 2
+EPS, FACTOR, LIMIT = range(3)
+"""Columns of the second table, float32: of the norm, of EMBED, and of what EXP is taken of."""
+FLOATS = 3
 
 LANES = 16
 """Numbers of a vector: what the longest registers of today hold; compilers split it for others."""
