@@ -66,7 +66,7 @@ def small(
         ("table6", ("RetNet", "no decay"), 2, "RetNet predicts worse on Python source with"),
         ("table8", (), 2, "RetNet is better than the Transformer at"),
         ("figure5", ("RetNet 32 x 1", "Transformer 32 x 1", "RetNet 64 x 1"), 3, "falls faster"),
-        ("extrapolation", ("RetNet", "RoPE", "HFWA"), 3, "better than RoPE at 256"),
+        ("extrapolation", ("RetNet", "RoPE", "HWFA"), 3, "better than RoPE at 256"),
         ("probes", ("retention",), 6, "recalls many keys better than"),
         ("lm-layouts", ("decoder-only", "prefix-LM"), 7, "read both ways by shared weights helps"),
         ("quality", (), 10, "improved, one layer of attention predicts better than"),
@@ -141,7 +141,7 @@ def test_every_position_method_of_the_list_is_there() -> None:
     scales = replace(scale("cpu"), seeds=1, rates=(1.0,))
     plan = EXPERIMENTS["extrapolation"].plan(_setup_of(scales, texts), {})
     names = {str(cell.labels["model"]) for cell in (*plan.cells, *plan.later)}
-    for name in ("RetNet", "RWKV", "RoPE", "ALiBi", "xPos", "window", "HFWA", "HFWA2", "log n"):
+    for name in ("RetNet", "RWKV", "RoPE", "ALiBi", "xPos", "window", "HWFA", "HWFA2", "log n"):
         assert name in names
     assert {"KeyNorm", "NoPE", "random positions"} <= names
 

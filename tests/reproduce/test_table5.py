@@ -10,6 +10,7 @@ from retnet.bench.machine import Provenance
 from retnet.cli.reproduce import main
 from retnet.data import TokenizerConfig
 from retnet.reproduce.cell import Place, Result
+from retnet.reproduce.command import Wish
 from retnet.reproduce.experiment import Setup
 from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.experiments.table5 import NAMES, PAPER, RETNET, RIVALS
@@ -163,6 +164,14 @@ def test_test_texts_are_the_beginnings_of_documents(tmp_path: Path) -> None:
     assert (again.tests, again.fingerprint) == (texts.tests, texts.fingerprint)
 
 
+def test_learning_rates_can_be_asked_for(tmp_path: Path) -> None:
+    wish = Wish(name="table5", scale="smoke", rates=(0.1, 0.2, 0.3))
+    sized = wish.sized(EXPERIMENTS["table5"])
+    setup = replace(_setup(tmp_path)[1], scale=sized, models=("lstm",))
+    plan = EXPERIMENTS["table5"].plan(setup, {})
+    assert [cell.labels["learning_rate"] for cell in plan.cells] == [0.1, 0.2, 0.3]
+
+
 def test_what_does_not_exist_or_does_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match='"table9" is no experiment; choose one of table5'):
         main(["table9"])
@@ -170,6 +179,10 @@ def test_what_does_not_exist_or_does_nothing_is_refused() -> None:
         main(["table5", "--scale", "huge"])
     with pytest.raises(ValueError, match=r"--page .* is for `retnet reproduce positions`"):
         main(["table5", "--page", "x.md"])
+    with pytest.raises(ValueError, match=r"rates \(0.1, 0.1\) must be positive and differ"):
+        main(["table5", "--rates", "0.1", "0.1"])
+    with pytest.raises(ValueError, match="figure6 trains nothing to its end, so --rates would do"):
+        main(["figure6", "--rates", "0.1"])
     with pytest.raises(ValueError, match=r"probes reads no text, so --tokens \(50\) would do"):
         main(["probes", "--tokens", "50"])
     with pytest.raises(ValueError, match="there are no results of table5 at scale gpu"):

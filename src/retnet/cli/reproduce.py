@@ -48,6 +48,8 @@ class Options:
     """To train each model on, instead of the scale's."""
     seeds: Annotated[int, arg(metavar="N")] = 0
     """Instead of the scale's."""
+    rates: Annotated[tuple[float, ...], arg(metavar="...")] = ()
+    """Learning rates to try, not the scale's."""
     minutes: Annotated[float, arg(metavar="X")] = 0.0
     """Begin nothing after so long."""
     workers: Annotated[int | None, arg(metavar="N")] = None
@@ -86,6 +88,7 @@ def main(words: Sequence[str]) -> None:
             models=options.models,
             tokens=options.tokens,
             seeds=options.seeds,
+            rates=options.rates,
             minutes=options.minutes,
             workers=options.workers,
             cluster=options.cluster,

@@ -13,6 +13,7 @@ from retnet.reproduce.cell import Place, Result
 from retnet.reproduce.executors import cluster_size
 from retnet.reproduce.experiment import Experiment, Setup, results_file, scale_for
 from retnet.reproduce.experiments import EXPERIMENTS
+from retnet.reproduce.experiments.benches import BenchExperiment
 from retnet.reproduce.intervals import verdict
 from retnet.reproduce.page import write_page
 from retnet.reproduce.results import read_results
@@ -34,6 +35,7 @@ class Wish:
         models: to run; empty for all.
         tokens: to learn from, in place of the scale's; 0 for those.
         seeds: likewise.
+        rates: learning rates to choose from, in place of the scale's; empty for those.
         minutes: after which no further cell begins; 0 for no end.
         workers: processes to spread the cells over; None: this one, or all of the cluster's.
         cluster: address of a scheduler of Dask, whose workers see the same folders.
@@ -48,6 +50,7 @@ class Wish:
     models: tuple[str, ...] = ()
     tokens: int = 0
     seeds: int = 0
+    rates: tuple[float, ...] = ()
     minutes: float = 0.0
     workers: int | None = None
     cluster: str = ""
@@ -59,6 +62,8 @@ class Wish:
         for name in ("tokens", "seeds", "minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or more; raise it")
+        if any(rate <= 0 for rate in self.rates) or len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"rates {self.rates} must be positive and differ from each other")
         if self.cluster and self.workers is not None:
             raise ValueError(
                 f"a cluster has workers of its own, and {self.workers} more are asked for; leave "
@@ -69,7 +74,8 @@ class Wish:
         """The experiment's scale with the user's budget.
 
         Raises:
-            ValueError: the experiment reads no text, and text or tokens are given.
+            ValueError: the experiment reads no text, and text or tokens are given, or tunes no
+                learning rates, and some are.
         """
         for name in ("data", "tokens"):
             value = getattr(self, name)
@@ -78,11 +84,16 @@ class Wish:
                     f"{experiment.name} reads no text, so --{name} ({value}) would do nothing; "
                     "leave it out"
                 )
+        if self.rates and isinstance(experiment, BenchExperiment):
+            raise ValueError(
+                f"{experiment.name} trains nothing to its end, so --rates would do nothing; leave "
+                "it out"
+            )
         sized = scale_for(experiment, self.scale)
         if self.tokens:
             steps = max(self.tokens // sized.train.tokens_per_step, 1)
             sized = replace(sized, train=rescaled(sized.train, steps))
-        return replace(sized, seeds=self.seeds or sized.seeds)
+        return replace(sized, seeds=self.seeds or sized.seeds, rates=self.rates or sized.rates)
 
 
 def reproduce(wish: Wish, console: Console | None = None) -> list[Result]:

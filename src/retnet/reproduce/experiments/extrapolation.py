@@ -47,12 +47,12 @@ SCALINGS: dict[str, ScalingKind] = {
 
 SU = {
     "RoPE": ("49.41", "24.17", "23.16"),
-    "HFWA": ("48.70", "80.84", "48.15"),
+    "HWFA": ("48.70", "80.84", "48.15"),
     "KeyNorm": ("49.60", "61.08", "47.69"),
     "RoPE, ReRoPE at the test": ("49.41", "77.90", "48.48"),
     "log n, ReRoPE at the test": ("49.40", "85.12", "49.07"),
     "RoPE, NTK mixed at the test": ("49.41", "53.09", "40.12"),
-    "HFWA2, ReRoPE at the test": ("49.46", "84.43", "49.36"),
+    "HWFA2, ReRoPE at the test": ("49.46", "84.43", "49.36"),
 }
 """Accuracy in % at 512, at 4096 that repeats itself, at 4096; kexue.fm/archives/9603 and others."""
 
@@ -175,11 +175,11 @@ def _entrants(base: DecoderConfig, length: int, longest: int) -> dict[str, Entra
         ROPE: Entrant(config=rope, variants=_changed(rope, at_test)),
         RWKV: Entrant(config=rival(base, "rwkv")),
         "log n": Entrant(config=log_n, variants=_changed(log_n, rerope), tuned_as=ROPE),
-        "HFWA": Entrant(config=hwfa(rope, length), tuned_as=ROPE),
+        "HWFA": Entrant(config=hwfa(rope, length), tuned_as=ROPE),
     }
     if rope.num_layers > 2:
         config = hwfa2(rope, length)
-        entrants["HFWA2"] = Entrant(config=config, variants=_changed(config, rerope), tuned_as=ROPE)
+        entrants["HWFA2"] = Entrant(config=config, variants=_changed(config, rerope), tuned_as=ROPE)
     for name, fields in trained.items():
         entrants[name] = Entrant(config=_attention(rope, **fields), tuned_as=ROPE)
     return entrants
