@@ -18,6 +18,8 @@ from retnet.mixers.branch import ROOM, CannotCompile
 from retnet.mixers.channel import FFNConfig, GLUConfig
 from retnet.mixers.mean_retention import MeanRetentionConfig
 from retnet.mixers.retention import RetentionConfig
+from retnet.mixers.rwkv import RWKVConfig
+from retnet.mixers.rwkv_channel import RWKVFFNConfig
 from retnet.mixers.shifted import ShiftedGLUConfig, ShiftedRetentionConfig
 from retnet.model import steps
 from retnet.model.compiled_steps import MAX_ROWS
@@ -59,6 +61,8 @@ def decoder(mixer: Any = None, channel: Any = None, **fields: Any) -> Decoder:
     for name, parameter in model.named_parameters():
         if "norm" in name or "bias" in name:
             torch.nn.init.normal_(parameter, 1.0, 0.2)
+        elif not parameter.any():  # RWKV's begin at zero
+            torch.nn.init.normal_(parameter, 0.0, 0.3)
     return model.double().eval()
 
 
@@ -77,6 +81,16 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "means": {"mixer": MeanRetentionConfig(num_heads=3, decay="constant:0.9", key_width=30)},
     "means without a shift": {"mixer": MeanRetentionConfig(num_heads=2, token_shift=False)},
+    "rwkv": {
+        "mixer": RWKVConfig(width=28),
+        "channel": RWKVFFNConfig(width=50),
+        "embed_norm": True,
+        "norm": "layer",
+    },
+    "rwkv without shifts": {
+        "mixer": RWKVConfig(token_shift=False),
+        "channel": RWKVFFNConfig(width=40, token_shift=False),
+    },
     "gates of sigmoids": {"channel": GLUConfig(width=40, activation="sigmoid")},
 }
 
@@ -129,7 +143,7 @@ def test_rows_may_stand_at_different_positions() -> None:
         torch.testing.assert_close(got, packed.head(h[:, 0]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "shifted", "means"])
+@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv"])
 @torch.inference_mode()
 def test_marks_give_the_state_of_their_place_later(name: str) -> None:
     model = pack(decoder(**MODELS[name]), "float32", "numba")
@@ -145,7 +159,7 @@ def test_marks_give_the_state_of_their_place_later(name: str) -> None:
             torch.testing.assert_close(got, leaf, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "shifted", "means"])
+@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv"])
 @torch.inference_mode()
 def test_rows_that_stay_are_unchanged_when_others_go(name: str) -> None:
     model = pack(decoder(**MODELS[name]), "int8", "numba")

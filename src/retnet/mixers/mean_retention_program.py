@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retnet.mixers.branch import ROOM, Place
+from retnet.mixers.places import begin_places, end_places
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.retention_program import (
     RetentionLeaves,
@@ -20,7 +21,6 @@ from retnet.mixers.retention_program import (
     leaves_of,
     settled,
 )
-from retnet.mixers.shift_program import close_past, open_past
 from retnet.ops import Layout
 from retnet.ops.linear_attention import LinearAttentionState
 from retnet.ops.program import Leaf, Norm, Program, Read, Turns, Vector
@@ -65,7 +65,7 @@ def open_means(
     """Leaves without a token since these sums, and this token if there is a shift."""
     S = torch.cat([sums.S, sums.z[..., None]], -1)
     leaves = leaves_of(S, *_ones(S, layout))
-    return leaves if shift is None else ShiftedLeaves(*leaves, open_past(shift))
+    return leaves if shift is None else ShiftedLeaves(*leaves, begin_places(shift))
 
 
 def next_means(
@@ -86,7 +86,7 @@ def close_means(
     own = leaves.retention if shifted else leaves
     S = settled(own, mixer.D_k, mixer.D_v + 1, mixer.log_decays, used)
     sums = LinearAttentionState(S[..., :-1].contiguous(), S[..., -1].contiguous())
-    return sums, close_past(leaves.past, used) if shifted else None
+    return sums, end_places(leaves.past, used) if shifted else None
 
 
 def _with_one(weight: Float[Tensor, "D heads_and_values"], H: int) -> Tensor:

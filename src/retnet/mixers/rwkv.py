@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, ROOM, Depth, Place
+from retnet.mixers.places import begin_places, end_places
 from retnet.mixers.precise import PreciseParameters
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, wkv
 from retnet.ops.gate import gated
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Leaf, Program, Read, Vector
 from retnet.ops.token_shift import token_shift
 from retnet.ops.wkv import NOTHING, WKVState, step
 from retnet.types import FormChoice
@@ -34,6 +36,13 @@ class OpenedRWKV(NamedTuple):
     shift: Float[Tensor, "B _"]
     mean: Float[Tensor, "B A"]
     log_mass: Float[Tensor, "B A"]
+
+
+class RWKVLeaves(NamedTuple):
+    """The same while a program steps it: tokens, and means and masses."""
+
+    past: Float[Tensor, "B places _"]
+    average: Float[Tensor, "B places 2A"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +150,35 @@ class RWKV(PreciseParameters, nn.Module):
         some = log_mass > 0.5 * NOTHING
         average = WKVState(mean, log_mass.where(some, 0.0), some[:, 0].to(mean.dtype))
         return RWKVState(shift.to(mean.dtype), *average) if self.config.token_shift else average
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        reads = [x] * 3
+        if self.config.token_shift:
+            mixes = (self.mix_k, self.mix_v, self.mix_r)
+            reads = [Read(y) for y in program.shift(x, mixes, ROOM, Leaf(*at, "past"))]
+        k, v, r = (JointLinear(f"{name}_proj").joined(self)[0] for name in "kvr")
+        kv, gate = program.vector(2 * self.width), program.vector(self.width)
+        program.linear(reads[0], k, None, kv.cut(0, self.width))
+        program.linear(reads[1], v, None, kv.cut(self.width, self.width))
+        program.linear(reads[2], r, None, gate, activation="sigmoid")
+        _, log_decay, bonus = self._step_constants()
+        y = program.wkv(kv, log_decay, bonus, ROOM, Leaf(*at, "average"))
+        program.linear(Read(y, gate=gate), *self.outward.joined(self), stream, add=True)
+
+    def open_leaves(self, state: RWKVState | WKVState, layout: Layout) -> RWKVLeaves:  # noqa: ARG002
+        """Begin steps of a program; see `CompilesState`."""
+        shift, *average = self.open_state(state, 0)
+        return RWKVLeaves(begin_places(shift), begin_places(torch.cat(average, -1)))
+
+    def next_leaves(self, leaves: RWKVLeaves, layout: Layout) -> RWKVLeaves:  # noqa: ARG002
+        """Room for the tokens after these; see `CompilesState`."""
+        return RWKVLeaves(*map(torch.empty_like, leaves))
+
+    def close_leaves(self, leaves: RWKVLeaves, used: int) -> RWKVState | WKVState:
+        """The plain state again; see `CompilesState`."""
+        mean, log_mass = end_places(leaves.average, used).chunk(2, -1)
+        return self.close_state(OpenedRWKV(end_places(leaves.past, used), mean, log_mass))
 
     def forward(
         self,

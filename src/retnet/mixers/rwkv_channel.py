@@ -8,12 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.branch import ALONE, ROOM, Depth, Place
+from retnet.mixers.places import begin_places, end_places
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.rwkv import draw_orthogonal, initial_mix
 from retnet.ops import Layout
 from retnet.ops.gate import gated
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Leaf, Program, Read, Vector
 from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
 
@@ -22,6 +24,12 @@ class RWKVFFNState(NamedTuple):
     """The last token that channel mixing read."""
 
     shift: Float[Tensor, "B D"]
+
+
+class RWKVFFNLeaves(NamedTuple):
+    """The same while a program steps it."""
+
+    past: Float[Tensor, "B places D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,32 @@ class RWKVFFN(nn.Module):
         for linear in (*self.inward, self.outward):
             linear.pack(self, weights)
         self._mixes = self._step_mixes() if self.config.token_shift else None
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        reads = [x] * 2
+        if self.config.token_shift:
+            mixes = (self.mix_k, self.mix_r)
+            reads = [Read(y) for y in program.shift(x, mixes, ROOM, Leaf(*at, "past"))]
+        k, r = (JointLinear(f"{name}_proj").joined(self)[0] for name in "kr")
+        inner, gate = program.vector(self.config.width), program.vector(self.d_model)
+        program.linear(reads[0], k, None, inner, activation="squared_relu")
+        program.linear(reads[1], r, None, gate, activation="sigmoid")
+        v = program.vector(self.d_model)
+        program.linear(Read(inner), *self.outward.joined(self), v)
+        program.copy(Read(v, gate=gate), stream, add=True)
+
+    def open_leaves(self, state: RWKVFFNState | None, layout: Layout) -> RWKVFFNLeaves | None:  # noqa: ARG002
+        """Begin steps of a program; see `CompilesState`."""
+        return None if state is None else RWKVFFNLeaves(begin_places(state.shift))
+
+    def next_leaves(self, leaves: RWKVFFNLeaves | None, layout: Layout) -> RWKVFFNLeaves | None:  # noqa: ARG002
+        """Room for the tokens after these; see `CompilesState`."""
+        return None if leaves is None else RWKVFFNLeaves(torch.empty_like(leaves.past))
+
+    def close_leaves(self, leaves: RWKVFFNLeaves | None, used: int) -> RWKVFFNState | None:
+        """The plain state again; see `CompilesState`."""
+        return None if leaves is None else RWKVFFNState(end_places(leaves.past, used))
 
     def forward(
         self,

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from retnet.mixers.branch import ALONE, ROOM, Depth, Place
 from retnet.mixers.channel import GLUConfig
+from retnet.mixers.places import begin_places, end_places
 from retnet.mixers.retention import RetentionConfig, RetentionState
 from retnet.mixers.retention_program import ShiftedLeaves
 from retnet.mixers.retention_step import OpenedRetention
-from retnet.mixers.shift_program import close_past, open_past
 from retnet.ops import Layout
 from retnet.ops.gate import Activation
 from retnet.ops.packed_linear import Weights
@@ -103,7 +103,7 @@ class ShiftedRetention(nn.Module):
     def open_leaves(self, state: ShiftedRetentionState, layout: Layout) -> ShiftedLeaves:
         """Begin steps of a program; see `CompilesState`."""
         leaves = self.retention.open_leaves(RetentionState(state.S), layout)
-        return ShiftedLeaves(*leaves, open_past(state.shift))
+        return ShiftedLeaves(*leaves, begin_places(state.shift))
 
     def next_leaves(self, leaves: ShiftedLeaves, layout: Layout) -> ShiftedLeaves:
         """Room for the tokens after these; see `CompilesState`."""
@@ -113,7 +113,7 @@ class ShiftedRetention(nn.Module):
     def close_leaves(self, leaves: ShiftedLeaves, used: int) -> ShiftedRetentionState:
         """The plain state again; see `CompilesState`."""
         S = self.retention.close_leaves(leaves.retention, used).S
-        return ShiftedRetentionState(S, close_past(leaves.past, used))
+        return ShiftedRetentionState(S, end_places(leaves.past, used))
 
     def forward(
         self,
@@ -203,7 +203,7 @@ class ShiftedGLU(nn.Module):
 
     def open_leaves(self, state: ShiftedGLUState, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
         """Begin steps of a program; see `CompilesState`."""
-        return ShiftedGLULeaves(open_past(state.shift))
+        return ShiftedGLULeaves(begin_places(state.shift))
 
     def next_leaves(self, leaves: ShiftedGLULeaves, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
         """Room for the tokens after these; see `CompilesState`."""
@@ -211,7 +211,7 @@ class ShiftedGLU(nn.Module):
 
     def close_leaves(self, leaves: ShiftedGLULeaves, used: int) -> ShiftedGLUState:
         """The plain state again; see `CompilesState`."""
-        return ShiftedGLUState(close_past(leaves.past, used))
+        return ShiftedGLUState(end_places(leaves.past, used))
 
     def forward(
         self,

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,14 @@ def test_norms_gates_and_sums(kind: str, groups: int, learned: bool) -> None:
     torch.testing.assert_close(run(program, batch).double(), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["swish", "gelu", "relu", "sigmoid", "exp"])
+FUNCTIONS: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
+    **{name: partial(activate, activation=name) for name in ("swish", "gelu", "relu", "sigmoid")},
+    "squared_relu": lambda x: torch.relu(x).square(),
+    "exp": partial(features, feature_map="exp"),
+}
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
 def test_activations_of_a_part_of_the_outputs(activation: Any) -> None:
     program = Program("float32")
     x = program.vector(1)
@@ -95,8 +104,7 @@ def test_activations_of_a_part_of_the_outputs(activation: Any) -> None:
     program.linear(Read(x), slopes, None, None, activation=activation, active=(3, 140))
     got = run(program, V).double()
     plain = numbers.double() @ slopes.double().T
-    some = plain[:, 3:140]
-    some = features(some, "exp") if activation == "exp" else activate(some, activation)
+    some = FUNCTIONS[activation](plain[:, 3:140])
     want = torch.cat((plain[:, :3], some, plain[:, 140:]), 1)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
@@ -146,7 +154,7 @@ def test_tiles_give_their_matrix_back(N: int, K: int) -> None:
     assert F.pad(matrix, (0, -K % 16, 0, -N % 4)).numel() == tiles.numel()
 
 
-@pytest.mark.parametrize("activation", [None, "swish", "gelu", "relu", "sigmoid", "exp"])
+@pytest.mark.parametrize("activation", [None, *FUNCTIONS])
 def test_nan_is_not_hidden(activation: Any) -> None:
     for weights in ("float32", "bfloat16", "int8"):
         program, matrix = Program(weights), drawn(9, 5)

@@ -8,7 +8,7 @@ Addresses become arrays here and nowhere else. All numbers between instructions 
 from collections.abc import Callable
 from hashlib import sha256
 from inspect import unwrap
-from math import erf
+from math import erf, log1p
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,13 @@ from retnet.ops.program.table import (
     SHIFT,
     SIGMOID,
     SIN,
+    SQUARED_RELU,
     SWISH,
     TURNS,
     VALUES,
     WEIGHT,
     WIDTH,
+    WKV,
     S,
 )
 
@@ -162,6 +164,12 @@ def exp(x):
 
 
 @kernel
+def sigmoid(x):
+    """`1 / (1 + e^-x)`; NaN of NaN, which `exp` does not see."""
+    return f4(1.0) / (f4(1.0) + exp(-x)) if x == x else x
+
+
+@kernel
 def activate(y, kind, limit):
     """Apply an activation in place; the limit is of EXP's argument. NaN stays NaN."""
     if kind == SWISH:
@@ -172,7 +180,10 @@ def activate(y, kind, limit):
             y[i] = f4(0.5) * y[i] * f4(1.0 + erf(y[i] * 0.7071067811865476))
     elif kind == SIGMOID:
         for i in range(len(y)):
-            y[i] = f4(1.0) / (f4(1.0) + exp(-y[i])) if y[i] == y[i] else y[i]
+            y[i] = sigmoid(y[i])
+    elif kind == SQUARED_RELU:
+        for i in range(len(y)):
+            y[i] = max(y[i], f4(0.0)) * y[i]
     elif kind == EXP:
         for i in range(len(y)):
             y[i] = exp(min(max(y[i], -limit), limit)) if y[i] == y[i] else y[i]
@@ -323,6 +334,15 @@ def embed(row, factor, b, tokens):
 
 
 @kernel
+def copy(row, eps, b, x):
+    """COPY; x: scratch."""
+    read(row, eps, b, x)
+    out = floats(row[OUT] + 4 * b * row[OUT_STRIDE], row[OUTPUTS])
+    for i in range(row[OUTPUTS]):
+        out[i] = x[i] + (out[i] if row[ADD] else f4(0.0))
+
+
+@kernel
 def shift(row, eps, b, place, y):
     """SHIFT: a token mixed with the one before it, and kept for the one after; y: scratch."""
     width, places = row[WIDTH], row[PLACES]
@@ -338,6 +358,28 @@ def shift(row, eps, b, place, y):
     for start in range(0, row[OUTPUTS], width):
         for i in range(width):
             out[start + i] = before[i] + mixes[start + i] * (y[i] - before[i])
+
+
+@kernel
+def wkv(row, b, place):
+    """WKV: an average of values, each channel's own; `retnet.ops.wkv` has the names."""
+    width, places = row[WIDTH], row[PLACES]
+    given = floats(row[IN] + 4 * b * row[IN_STRIDE], 2 * width)
+    constants = floats(row[WEIGHT], 2 * width)
+    row_size = (places + 1) * 2 * width
+    past = floats(row[PAST] + 4 * b * row_size, row_size)
+    before = past[place * 2 * width : (place + 1) * 2 * width]
+    after = past[(place + 1) * 2 * width : (place + 2) * 2 * width]
+    out = floats(row[OUT] + 4 * b * row[OUT_STRIDE], width)
+    for i in range(width):
+        k, mean = given[i], before[i]
+        rise = given[width + i] - mean
+        odds = constants[i] - k + before[width + i]
+        out[i] = mean + sigmoid(constants[width + i] - odds) * rise
+        after[i] = mean + sigmoid(-odds) * rise
+        after[width + i] = max(odds, f4(0.0)) + f4(log1p(exp(-abs(odds)))) + k
+    if place == places - 1:
+        floats(row[PAST_NEXT] + 4 * b * row_size, 2 * width)[:] = after
 
 
 @kernel
@@ -483,9 +525,10 @@ def run_step(table, numbers, counters, job, step, scratch):
                 shift(row, numbers[p, EPS], item, place, scratch[: row[WIDTH]])
             elif row[OP] == EMBED:
                 embed(row, numbers[p, FACTOR], item, tokens)
+            elif row[OP] == WKV:
+                wkv(row, item, place)
             elif row[OP] == COPY:
-                out = floats(row[OUT] + 4 * item * row[OUT_STRIDE], row[OUTPUTS])
-                read(row, numbers[p, EPS], item, out)
+                copy(row, numbers[p, EPS], item, scratch[: row[OUTPUTS]])
             add_release(done, 1)
         while load_acquire(done) < (step + 1) * items:
             pass

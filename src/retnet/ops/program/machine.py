@@ -18,7 +18,7 @@ server chooses tokens for many texts between two steps."""
 ENOUGH = 16
 """Items of an instruction that no more parts are needed for: each part rotates q and k anew."""
 
-PER_ROW = (table.EMBED, table.COPY, table.SHIFT, table.RETENTION)
+PER_ROW = (table.EMBED, table.COPY, table.SHIFT, table.RETENTION, table.WKV)
 """Instructions whose items are of one row of the batch; those of LINEAR are of all."""
 
 STRIDES = {

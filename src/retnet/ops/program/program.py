@@ -15,11 +15,15 @@ from retnet.ops.program import table
 from retnet.ops.program.table import LANES, ROWS
 
 NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER, "last": table.LAST}
-ACTIVATIONS: dict[Activation | Literal["exp"] | None, int] = {
+StepActivation = Activation | Literal["squared_relu", "exp"]
+"""Also RWKV's, and linear attention's feature map."""
+
+ACTIVATIONS: dict[StepActivation | None, int] = {
     None: 0,
     "swish": table.SWISH,
     "gelu": table.GELU,
     "relu": table.RELU,
+    "squared_relu": table.SQUARED_RELU,
     "sigmoid": table.SIGMOID,
     "exp": table.EXP,
 }
@@ -157,10 +161,11 @@ class Program:
             {table.FACTOR: factor},
         )
 
-    def copy(self, x: Read, out: Vector) -> None:
-        """`out = x`."""
+    def copy(self, x: Read, out: Vector, *, add: bool = False) -> None:
+        """`out = x`, or `out += x`."""
         row, vectors, floats = self._reading(x)
-        row |= {table.OP: table.COPY, table.OUTPUTS: out.width}
+        row |= {table.OP: table.COPY, table.OUTPUTS: out.width, table.ADD: int(add)}
+        self.scratch = max(self.scratch, out.width)
         self._add(row, vectors | {table.OUT: out}, floats)
 
     def shift(
@@ -188,11 +193,42 @@ class Program:
             table.PLACES: places,
         }
         self.scratch = max(self.scratch, D)
-        self.leaves.append((len(self.rows), table.PAST, past))
-        self.next_leaves.append((len(self.rows), table.PAST_NEXT, past))
-        self.leaf_sizes[past] = (places + 1) * D
+        self._keeps(past, (places + 1) * D)
         self._add(row, vectors | {table.OUT: out}, floats)
         return [out.cut(start, D) for start in range(0, out.width, D)]
+
+    def wkv(
+        self,
+        kv: Vector,
+        log_decay: Float[Tensor, " A"],
+        bonus: Float[Tensor, " A"],
+        places: int,
+        past: Leaf,
+    ) -> Vector:
+        """One token of RWKV's average; `retnet.ops.wkv.step` is the same in PyTorch.
+
+        Args:
+            kv: keys and values.
+            log_decay: per token.
+            bonus: as there.
+            places: as of `shift`.
+            past: (B, places + 1, 2 A), to whose places the mean and the logarithm of the mass are
+                written, likewise.
+
+        Returns:
+            The average.
+        """
+        A = len(log_decay)
+        out = self.vector(A)
+        row = {
+            table.OP: table.WKV,
+            table.WIDTH: A,
+            table.WEIGHT: self._keep(torch.cat([log_decay, bonus]), torch.float32).data_ptr(),
+            table.PLACES: places,
+        }
+        self._keeps(past, (places + 1) * 2 * A)
+        self._add(row, {table.IN: kv, table.OUT: out}, {})
+        return out
 
     def linear(
         self,
@@ -202,7 +238,7 @@ class Program:
         out: Vector | None,
         *,
         add: bool = False,
-        activation: Activation | Literal["exp"] | None = None,
+        activation: StepActivation | None = None,
         active: tuple[int, int] | None = None,
     ) -> None:
         """`out = act(x W^T + b)`, or `out += ...`.
@@ -213,8 +249,7 @@ class Program:
             bias: None for none.
             out: None for the result of the whole program, which is written elsewhere each time.
             add: whether to add to what is there.
-            activation: of the outputs `active`; None for none, "exp" as the feature map
-                of linear attention.
+            activation: of the outputs `active`; None for none.
             active: the first of them and the one after the last; None for all.
         """
         N, K = weight.shape
@@ -302,6 +337,12 @@ class Program:
         self.leaf_sizes |= zip((*leaves, turns.cos, turns.sin), sizes, strict=True)
         self._add(row, {table.IN: qkv, table.OUT: out}, {})
         return out
+
+    def _keeps(self, past: Leaf, size: int) -> None:
+        """Of the next instruction: it writes to a place of this leaf, and at last to the next."""
+        self.leaves.append((len(self.rows), table.PAST, past))
+        self.next_leaves.append((len(self.rows), table.PAST_NEXT, past))
+        self.leaf_sizes[past] = size
 
     def _reading(self, read: Read) -> tuple[dict[int, int], dict[int, Vector], dict[int, float]]:
         x, norm, gate = read

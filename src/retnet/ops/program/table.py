@@ -4,13 +4,13 @@ Addresses are bytes, strides and sizes are numbers of float32 between rows of th
 otherwise; 0 is no address.
 """
 
-EMBED, COPY, SHIFT, LINEAR, RETENTION = range(5)
+EMBED, COPY, SHIFT, LINEAR, RETENTION, WKV = range(6)
 """Instructions: what is in OP."""
 
 RMS, LAYER, LAST = 1, 2, 3
 """Norms; 0 is none."""
 
-SWISH, GELU, RELU, SIGMOID, EXP = range(1, 6)
+SWISH, GELU, RELU, SQUARED_RELU, SIGMOID, EXP = range(1, 7)
 """Activations; 0 is none."""
 
 FLOAT32, BFLOAT16, INT8 = range(3)
@@ -60,8 +60,8 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     S_NEXT,  # where it goes after the last place
     KEYS,
     VALUES,
-    # SHIFT; WEIGHT is its mixes, and PLACES as above
-    PAST,  # (row, place) of the tokens, from the one before the first on
+    # SHIFT and WKV; WEIGHT is their constants, and PLACES as above
+    PAST,  # (row, place) of the tokens or averages, from the one before the first token on
     PAST_NEXT,  # where the newest goes after the last place
     COLUMNS,
 ) = range(42)
