@@ -1,10 +1,18 @@
 """Leaves with a place for each token since a program began: what is small is kept after each."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from retnet.mixers.branch import ROOM
+
+
+class TokenLeaves(NamedTuple):
+    """Of a branch that keeps the last token and nothing else."""
+
+    past: Float[Tensor, "B places D"]
 
 
 def begin_places(x: Float[Tensor, "B D"]) -> Float[Tensor, "B places D"]:

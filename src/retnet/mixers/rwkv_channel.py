@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.mixers.branch import ALONE, ROOM, Depth, Place
-from retnet.mixers.places import begin_places, end_places
+from retnet.mixers.places import TokenLeaves, begin_places, end_places
 from retnet.mixers.projection import JointLinear
 from retnet.mixers.rwkv import draw_orthogonal, initial_mix
 from retnet.ops import Layout
@@ -24,12 +24,6 @@ class RWKVFFNState(NamedTuple):
     """The last token that channel mixing read."""
 
     shift: Float[Tensor, "B D"]
-
-
-class RWKVFFNLeaves(NamedTuple):
-    """The same while a program steps it."""
-
-    past: Float[Tensor, "B places D"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +108,15 @@ class RWKVFFN(nn.Module):
         program.linear(Read(inner), *self.outward.joined(self), v)
         program.copy(Read(v, gate=gate), stream, add=True)
 
-    def open_leaves(self, state: RWKVFFNState | None, layout: Layout) -> RWKVFFNLeaves | None:  # noqa: ARG002
+    def open_leaves(self, state: RWKVFFNState | None, layout: Layout) -> TokenLeaves | None:  # noqa: ARG002
         """Begin steps of a program; see `CompilesState`."""
-        return None if state is None else RWKVFFNLeaves(begin_places(state.shift))
+        return None if state is None else TokenLeaves(begin_places(state.shift))
 
-    def next_leaves(self, leaves: RWKVFFNLeaves | None, layout: Layout) -> RWKVFFNLeaves | None:  # noqa: ARG002
+    def next_leaves(self, leaves: TokenLeaves | None, layout: Layout) -> TokenLeaves | None:  # noqa: ARG002
         """Room for the tokens after these; see `CompilesState`."""
-        return None if leaves is None else RWKVFFNLeaves(torch.empty_like(leaves.past))
+        return None if leaves is None else TokenLeaves(torch.empty_like(leaves.past))
 
-    def close_leaves(self, leaves: RWKVFFNLeaves | None, used: int) -> RWKVFFNState | None:
+    def close_leaves(self, leaves: TokenLeaves | None, used: int) -> RWKVFFNState | None:
         """The plain state again; see `CompilesState`."""
         return None if leaves is None else RWKVFFNState(end_places(leaves.past, used))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retnet.mixers.branch import ALONE, ROOM, Depth, Place
 from retnet.mixers.channel import GLUConfig
-from retnet.mixers.places import begin_places, end_places
+from retnet.mixers.places import TokenLeaves, begin_places, end_places
 from retnet.mixers.retention import RetentionConfig, RetentionState
 from retnet.mixers.retention_program import ShiftedLeaves
 from retnet.mixers.retention_step import OpenedRetention
@@ -139,12 +139,6 @@ class ShiftedGLUState(NamedTuple):
     shift: Float[Tensor, "B D"]
 
 
-class ShiftedGLULeaves(NamedTuple):
-    """The same while a program steps it."""
-
-    past: Float[Tensor, "B places D"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShiftedGLUConfig:
     """Gated linear unit behind RWKV's token shift (Peng et al. 2023, arXiv:2305.13048).
@@ -201,15 +195,15 @@ class ShiftedGLU(nn.Module):
         [mixed] = program.shift(x, [self.mix], ROOM, Leaf(*at, "past"))
         self.glu.write_step(program, Read(mixed), stream, at)
 
-    def open_leaves(self, state: ShiftedGLUState, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
+    def open_leaves(self, state: ShiftedGLUState, layout: Layout) -> TokenLeaves:  # noqa: ARG002
         """Begin steps of a program; see `CompilesState`."""
-        return ShiftedGLULeaves(begin_places(state.shift))
+        return TokenLeaves(begin_places(state.shift))
 
-    def next_leaves(self, leaves: ShiftedGLULeaves, layout: Layout) -> ShiftedGLULeaves:  # noqa: ARG002
+    def next_leaves(self, leaves: TokenLeaves, layout: Layout) -> TokenLeaves:  # noqa: ARG002
         """Room for the tokens after these; see `CompilesState`."""
-        return ShiftedGLULeaves(torch.empty_like(leaves.past))
+        return TokenLeaves(torch.empty_like(leaves.past))
 
-    def close_leaves(self, leaves: ShiftedGLULeaves, used: int) -> ShiftedGLUState:
+    def close_leaves(self, leaves: TokenLeaves, used: int) -> ShiftedGLUState:
         """The plain state again; see `CompilesState`."""
         return ShiftedGLUState(end_places(leaves.past, used))
 
