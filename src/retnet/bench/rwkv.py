@@ -12,18 +12,19 @@ from retnet.bench.gates import (
     all_of,
     autocast,
     budgets,
+    gate_decoding,
     gate_finite,
     gate_rows,
     gate_size,
     judge,
     judge_plain,
 )
-from retnet.bench.ours import OURS, Texts, fresh, prefiller_of, speaker_of, trainee_of
+from retnet.bench.ours import OURS, WITHOUT_NUMBA, fresh, prefiller_of, trainee_of
 from retnet.bench.peers import PeerMissing, rwkv
 from retnet.bench.peers.roles import Prefiller, Speaker, Trainee, num_parameters
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
-from retnet.bench.speakers import EXTRA, WEIGHTS
+from retnet.bench.speakers import EXTRA, WEIGHTS, is_ours, our_speakers
 from retnet.bench.timing import (
     Effort,
     Spread,
@@ -35,7 +36,6 @@ from retnet.bench.timing import (
     ratios,
 )
 from retnet.model import Decoder
-from retnet.model.steps import pack
 from retnet.train import keep_freed_memory
 
 TRAIN, PREFILL, DECODE = "rwkv/train", "rwkv/prefill", "rwkv/decode"
@@ -158,8 +158,11 @@ def _prefill(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> No
 
 
 def _decode(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> None:
-    texts = Texts(pack(model, "float32"))
-    everyone = {f"{OURS} {kind}": speaker_of(model.eval(), texts, kind) for kind in WEIGHTS}
+    everyone = our_speakers(model.eval(), session)
+    compiled = f"{OURS} {WEIGHTS[0]}" in everyone
+    if compiled:
+        gate = all_of([gate, *(gate_decoding(model, kind, "numba") for kind in WEIGHTS)])
+        gate.require()
     makers: dict[str, Callable[[], Speaker]] = {
         "rwkv": lambda: rwkv.pip_speaker(model),
         "transformers": lambda: rwkv.transformers_speaker(model),
@@ -176,9 +179,9 @@ def _decode(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> Non
             "kept_bytes": Spread.of([float(opened[who].kept_bytes)]),
         }
         for kind in WEIGHTS:
-            if not who.startswith(OURS):
-                over = ratios(seconds[who], seconds[f"{OURS} {kind}"])
-                metrics[f"time_over_retnet_{kind}"] = over
+            if not is_ours(who):
+                own = f"{OURS if compiled else WITHOUT_NUMBA} {kind}"
+                metrics[f"time_over_retnet_{kind}"] = ratios(seconds[who], seconds[own])
         steps = opened[who].steps
         verdict = all_of(
             [gate_finite({f"{who}: logits": steps.logits}), gate_rows(who, steps.logits), gate]
