@@ -16,6 +16,7 @@ import torch
 from retnet.mixers.attention import AttentionConfig
 from retnet.mixers.branch import ROOM, CannotCompile
 from retnet.mixers.channel import FFNConfig, GLUConfig
+from retnet.mixers.lru import LRUConfig
 from retnet.mixers.mean_retention import MeanRetentionConfig
 from retnet.mixers.retention import RetentionConfig
 from retnet.mixers.rwkv import RWKVConfig
@@ -30,11 +31,13 @@ from retnet.model.sampling import Sampling
 from retnet.model.state import DecoderState, concat_rows, select_rows, state_tensors
 from retnet.model.steps import close_state, open_state, pack
 from retnet.ops import program
+from retnet.ops.rope_scaling import RoPEScaling
 
 pytest.importorskip("numba", reason="pip install 'retnet[fast]' brings it")
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
+BF16 = torch.bfloat16
 GREEDY = Sampling(temperature=0.0)
 BEFORE, STEPS = 5, 2 * ROOM + 3
 SMALL = {"key_width": 8, "value_width": 8}
@@ -91,6 +94,20 @@ MODELS: dict[str, dict[str, Any]] = {
         "mixer": RWKVConfig(token_shift=False),
         "channel": RWKVFFNConfig(width=40, token_shift=False),
     },
+    "attention": {"mixer": AttentionConfig(num_heads=2)},
+    "attention, shared keys": {
+        "mixer": AttentionConfig(num_heads=6, num_kv_heads=2, head_size=10, pairs="interleaved")
+    },
+    "attention, biases": {
+        "mixer": AttentionConfig(num_heads=1, position="none", bias=True, head_size=7)
+    },
+    "attention, scaled": {
+        "mixer": AttentionConfig(
+            num_heads=2,
+            qk_bias=True,
+            scaling=RoPEScaling(kind="yarn", factor=2.0, original_len=16),
+        )
+    },
     "gates of sigmoids": {"channel": GLUConfig(width=40, activation="sigmoid")},
 }
 
@@ -128,9 +145,32 @@ def test_packed_kinds_stay_near_the_model(weights: Any, limit: float, batch: int
         assert (logits.double() - want[:, n]).abs().max() / want.std() < limit
 
 
+@pytest.mark.parametrize(
+    ("dtype", "weights", "limit"), [(torch.float32, "float32", 1e-4), (BF16, "bfloat16", 0.06)]
+)
 @torch.inference_mode()
-def test_rows_may_stand_at_different_positions() -> None:
-    model = decoder()
+def test_caches_grow(dtype: torch.dtype, weights: Any, limit: float) -> None:
+    """Beyond one tile of keys, and beyond the room that they begin with."""
+    model = decoder(AttentionConfig(num_heads=4, num_kv_heads=2)).to(dtype)
+    tokens = torch.randint(37, (2, 300), generator=torch.Generator().manual_seed(1))
+    want, want_state = deepcopy(model).double()(tokens)
+    packed = pack(model, weights, "numba")
+    _, state = prefill(packed, tokens[:, :BEFORE])
+    opened = open_state(packed, state, STEPS)
+    for n in range(BEFORE, 300):
+        logits, opened = step(packed, tokens[:, n], opened)
+        assert (logits.double() - want[:, n]).abs().max() / want.std() < limit
+    got = state_tensors(close_state(packed, opened))
+    for name, leaf in state_tensors(want_state).items():
+        if leaf.is_floating_point():
+            assert got[name].dtype == dtype
+            assert (got[name].double() - leaf).abs().max() / leaf.std() < limit
+
+
+@pytest.mark.parametrize("name", ["plain", "attention"])
+@torch.inference_mode()
+def test_rows_may_stand_at_different_positions(name: str) -> None:
+    model = decoder(**MODELS[name])
     packed = pack(model, "float32", "numba")
     prompts = torch.randint(37, (3, 9), generator=torch.Generator().manual_seed(2))
     valid = torch.arange(9) < torch.tensor([[9], [4], [1]])
@@ -143,7 +183,7 @@ def test_rows_may_stand_at_different_positions() -> None:
         torch.testing.assert_close(got, packed.head(h[:, 0]), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv"])
+@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv", "attention"])
 @torch.inference_mode()
 def test_marks_give_the_state_of_their_place_later(name: str) -> None:
     model = pack(decoder(**MODELS[name]), "float32", "numba")
@@ -159,7 +199,7 @@ def test_marks_give_the_state_of_their_place_later(name: str) -> None:
             torch.testing.assert_close(got, leaf, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv"])
+@pytest.mark.parametrize("name", ["plain", "shifted", "means", "rwkv", "attention"])
 @torch.inference_mode()
 def test_rows_that_stay_are_unchanged_when_others_go(name: str) -> None:
     model = pack(decoder(**MODELS[name]), "int8", "numba")
@@ -217,14 +257,12 @@ def test_a_copy_of_a_packed_model_steps_too() -> None:
         (decoder(residual="deepnorm"), "deepnorm"),
         (
             Decoder(
-                DecoderConfig(
-                    d_model=8,
-                    layers=(LayerConfig(mixer=AttentionConfig(num_heads=2)),),
-                    vocab_size=9,
-                )
+                DecoderConfig(d_model=8, layers=(LayerConfig(mixer=LRUConfig()),), vocab_size=9)
             ),
-            "Attention has no instructions",
+            "LRU has no instructions",
         ),
+        (decoder(AttentionConfig(num_heads=2, window=4)), "attention with window = 4 has no"),
+        (decoder(AttentionConfig(num_heads=2, position="alibi")), "position alibi"),
     ],
 )
 def test_what_has_no_instructions_is_said_and_left_to_pytorch(

@@ -480,6 +480,9 @@ QUICK_READS = {"tiny": ReadCase(marks=(100, 200, 500), dtype="bfloat16", size=TI
 SPEAKERS = (
     "attention float32",
     "attention bfloat16",
+    "compiled attention float32",
+    "compiled attention bfloat16",
+    "compiled attention int8",
     "transformers float32",
     "transformers bfloat16",
     "llama.cpp",

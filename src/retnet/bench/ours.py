@@ -79,8 +79,8 @@ def speaker_of(
         @torch.inference_mode()
         def step(tokens: Tensor) -> Tensor:
             nonlocal opened
-            h, opened = packed.hidden(tokens[:, None], opened)
-            return packed.head(h[:, 0])
+            logits, opened = packed(tokens[:, None], opened)
+            return logits[:, 0]
 
         return Opened(GreedySteps(step, logits), state_bytes(state), size)
 

@@ -22,6 +22,7 @@ LOOKS = {
     "retnet, on and on": ("#56B4E9", ".", "retnet, on and on"),
     "retnet without Numba": ("#56B4E9", ".", "retnet, no Numba"),
     "retnet with attention": ("#D55E00", "s", "attention, ours"),
+    "attention with Numba": ("#7F3B08", "s", "attention, Numba"),
     "transformers": ("#E69F00", "^", "Llama, transformers"),
     "llama.cpp": ("#009E73", "D", "Llama, llama.cpp"),
     "torchscale": ("#CC79A7", "v", "RetNet, torchscale"),

@@ -37,6 +37,12 @@ RIVALS: dict[str, Callable[[ModelSize, Room], Speaker]] = {
         )
         for said, dtype in DTYPES.items()
     },
+    **{
+        f"compiled attention {kind}": lambda size, _room, kind=kind: attention.compiled_speaker(
+            size, kind
+        )
+        for kind in WEIGHTS
+    },
     "llama.cpp": lambda size, room: llama_cpp.speaker(size, room.tokens + EXTRA, room.rows),
 }
 

@@ -135,7 +135,7 @@ class ProgramState(NamedTuple):
 
     Attributes:
         begin: the position of each row's first token since `leaves` were made.
-        leaves: a NamedTuple of float32 tensors, batch first, contiguous; the program writes to
+        leaves: a NamedTuple of tensors, batch first, contiguous; the program writes to
             places of them that belong to tokens not yet read.
     """
 

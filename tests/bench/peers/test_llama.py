@@ -10,6 +10,7 @@ from retnet.bench.peers import PeerMissing, attention, llama_cpp, llama_transfor
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.sizes import MEDIUM, SMALL, TINY, ModelSize
 from retnet.model import Decoder
+from retnet.ops.packed_linear import Weights
 
 
 @pytest.fixture
@@ -67,6 +68,14 @@ def goes_on(speaker: Speaker, context: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_our_attention_goes_on_from_a_filled_cache(dtype: torch.dtype) -> None:
     goes_on(attention.speaker(TINY, dtype), context=40)
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_our_attention_goes_on_by_compiled_steps(weights: Weights) -> None:
+    pytest.importorskip("numba", reason=attention.INSTALL)
+    speaker = attention.compiled_speaker(TINY, weights)
+    goes_on(speaker, context=40)
+    assert speaker.by == attention.BY_NUMBA
 
 
 @pytest.mark.usefixtures("_llama_cpp")

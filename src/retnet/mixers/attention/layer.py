@@ -12,13 +12,21 @@ from torch.nn import functional as F
 
 from retnet.mixers.attention.config import AttentionConfig
 from retnet.mixers.attention.position import make_position
-from retnet.mixers.branch import ALONE, Depth
+from retnet.mixers.attention.program import (
+    AttentionLeaves,
+    close_attention,
+    next_attention,
+    open_attention,
+    write_attention,
+)
+from retnet.mixers.branch import ALONE, Depth, Place
 from retnet.mixers.projection import JointLinear
 from retnet.ops import Layout, attention
 from retnet.ops.attention import AttentionState, StaticCache, WindowState
 from retnet.ops.attention.flops import causal_flops
 from retnet.ops.attention.temperature import log_n_scale
 from retnet.ops.packed_linear import Weights
+from retnet.ops.program import Program, Read, Vector
 from retnet.ops.random_positions import exponential_spread, random_subset
 from retnet.types import FormChoice
 
@@ -119,6 +127,22 @@ class Attention(nn.Module):
         """Lay out the weights for steps; see `Packs`."""
         for joint in (*self.inward, self.outward):
             joint.pack(self, weights)
+
+    def write_step(self, program: Program, x: Read, stream: Vector, at: Place) -> None:
+        """Instructions for one token; see `Compiles`."""
+        write_attention(self, program, x, stream, at)
+
+    def open_leaves(self, state: AttentionState, layout: Layout) -> AttentionLeaves:
+        """Begin steps of a program; see `CompilesState`."""
+        return open_attention(self, state, layout)
+
+    def next_leaves(self, leaves: AttentionLeaves, layout: Layout) -> AttentionLeaves:
+        """Room for the tokens after these; see `CompilesState`."""
+        return next_attention(self, leaves, layout)
+
+    def close_leaves(self, leaves: AttentionLeaves, used: int) -> AttentionState:
+        """The plain state again; see `CompilesState`."""
+        return close_attention(self, leaves, used)
 
     def open_state(
         self, state: AttentionState | WindowState, tokens: int

@@ -66,7 +66,7 @@ class Rotary(nn.Module):
         cos, sin = layout.shared(
             ("attention rotation", config.scaling, config.rope_base, self.width, q.dtype)
             + (() if positions is layout.positions else ("random", config.random_positions)),
-            lambda: self._tables(positions, q.dtype),
+            lambda: self.tables(positions, q.dtype),
         )
         if q.shape[1] > 1:
             return rotate(q, cos, sin, config.pairs), rotate(k, cos, sin, config.pairs), PLAIN
@@ -75,7 +75,8 @@ class Rotary(nn.Module):
         q, k = torch.split_with_sizes(both, (config.num_heads, config.kv_heads), 2)
         return q, k, PLAIN
 
-    def _tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines at these positions, (rows, T, 1, pairs)."""
         base, scaling = self.config.rope_base, self.config.scaling
         if scaling is None:
             return turning_tables(

@@ -2,6 +2,7 @@
 
 from retnet.ops.program.program import (
     NO_NORM,
+    CacheLeaves,
     Leaf,
     Norm,
     Program,
@@ -12,4 +13,15 @@ from retnet.ops.program.program import (
     untiled,
 )
 
-__all__ = ["NO_NORM", "Leaf", "Norm", "Program", "Read", "Turns", "Vector", "tiled", "untiled"]
+__all__ = [
+    "NO_NORM",
+    "CacheLeaves",
+    "Leaf",
+    "Norm",
+    "Program",
+    "Read",
+    "Turns",
+    "Vector",
+    "tiled",
+    "untiled",
+]

@@ -16,7 +16,7 @@ from retnet.ops.program.table import LANES, ROWS
 AHEAD = 1024
 """Bytes."""
 
-_i64, _f32 = ir.IntType(64), ir.FloatType()
+_i64, _i32, _f32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _floats = ir.VectorType(_f32, LANES)
 _words = ir.VectorType(ir.IntType(32), LANES)
 
@@ -85,6 +85,16 @@ def as_float(_typing: Any, bits: Any) -> Any:
         return builder.bitcast(args[0], _f32)
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def as_bits(_typing: Any, x: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _i32)
+
+    return types.int32(types.float32), generate
 
 
 def dots_of(kind: str, rows: int, vectors: int) -> Any:

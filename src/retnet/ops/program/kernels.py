@@ -19,6 +19,7 @@ from numba import int32 as i4
 
 from retnet.ops.program.intrinsics import (
     add_release,
+    as_bits,
     as_float,
     dots_of,
     exchange_if,
@@ -32,6 +33,8 @@ from retnet.ops.program.table import (
     ACTIVE_FROM,
     ACTIVE_TO,
     ADD,
+    ATTENTION,
+    BEGIN,
     BFLOAT16,
     BIAS,
     BLOCK,
@@ -56,7 +59,9 @@ from retnet.ops.program.table import (
     INTERLEAVED,
     ITEMS,
     KEYS,
+    KEYS_NEXT,
     KIND,
+    KV_HEADS,
     LANES,
     LAST,
     LIMIT,
@@ -82,10 +87,14 @@ from retnet.ops.program.table import (
     SHIFT,
     SIGMOID,
     SIN,
+    SLOTS,
+    SLOTS_NEXT,
     SQUARED_RELU,
     SWISH,
+    TILE,
     TURNS,
     VALUES,
+    VALUES_NEXT,
     WEIGHT,
     WIDTH,
     WKV,
@@ -393,8 +402,14 @@ def turn(row, b, h, place, which, x, out):
         for i in range(width):
             out[i] = x[i] * cos[0]
         return
-    sin = floats(row[SIN] + 4 * at * pairs, pairs)
-    if row[INTERLEAVED]:
+    rotate(x, cos, floats(row[SIN] + 4 * at * pairs, pairs), row[INTERLEAVED], out)
+
+
+@kernel
+def rotate(x, cos, sin, interleaved, out):
+    """Turn each pair (a, b) into (a cos - b sin, b cos + a sin)."""
+    pairs = len(cos)
+    if interleaved:
         for i in range(pairs):
             first, second = x[2 * i], x[2 * i + 1]
             out[2 * i] = first * cos[i] - second * sin[i]
@@ -481,6 +496,144 @@ def settle(row, powers, old, new, keys, values, scratch):
 
 
 @kernel
+def attention(row, scale, item, place, scratch):
+    """ATTENTION: a head of keys of a row, for all queries that share it.
+
+    Softmax over a tile of keys after the other; before each, what there is shrinks as the largest
+    score rises.
+    """
+    D, places, kind = row[D_K], row[PLACES], row[KIND]
+    shared, group = row[KV_HEADS], row[HEADS] // row[KV_HEADS]
+    b, h = item // shared, item % shared
+    slot = carray(pointer(row[BEGIN]), (b + 1,), np.int64)[b] + place
+    given = floats(row[IN] + 4 * b * row[IN_STRIDE], (row[HEADS] + 2 * shared) * D)
+    queries = given[h * group * D : (h + 1) * group * D]
+    key = given[(row[HEADS] + h) * D : (row[HEADS] + h + 1) * D]
+    value = given[(row[HEADS] + shared + h) * D : (row[HEADS] + shared + h + 1) * D]
+    q, sums = scratch[: group * D], scratch[group * D : 2 * group * D]
+    k, numbers = scratch[2 * group * D : (2 * group + 1) * D], scratch[(2 * group + 1) * D :]
+    weights = numbers[TILE * D : (D + group) * TILE].reshape((group, TILE))
+    largest = numbers[(D + group) * TILE : (D + group) * TILE + group]
+    total = numbers[(D + group) * TILE + group : (D + group) * TILE + 2 * group]
+    if row[TURNS]:
+        pairs = D // 2
+        cos = floats(row[COS] + 4 * (b * places + place) * pairs, pairs)
+        sin = floats(row[SIN] + 4 * (b * places + place) * pairs, pairs)
+        for g in range(group):
+            rotate(queries[g * D : (g + 1) * D], cos, sin, row[INTERLEAVED], q[g * D : (g + 1) * D])
+        rotate(key, cos, sin, row[INTERLEAVED], k)
+    else:
+        q[:], k[:] = queries, key
+    for i in range(group * D):
+        q[i] *= scale
+    sums[:], largest[:], total[:] = f4(0.0), f4(-3e38), f4(0.0)
+    head, size = item * row[SLOTS], 2 if kind == BFLOAT16 else 4
+    keep(row[KEYS] + size * (head + slot) * D, kind, k)
+    keep(row[VALUES] + size * (head + slot) * D, kind, value)
+    if place == places - 1:
+        after = size * (item * row[SLOTS_NEXT] + slot) * D
+        keep(row[KEYS_NEXT] + after, kind, k)
+        keep(row[VALUES_NEXT] + after, kind, value)
+    for start in range(0, slot + 1, TILE):
+        count = min(TILE, slot + 1 - start)
+        keys = kept_numbers(row[KEYS] + size * (head + start) * D, kind, count * D, numbers)
+        for g in range(group):
+            weigh(q[g * D : (g + 1) * D], keys, weights[g, :count])
+            scores, most, sum_ = weights[g, :count], largest[g], f4(0.0)
+            for t in range(count):
+                most = max(most, scores[t])
+            shrink = exp(largest[g] - most)
+            for t in range(count):
+                scores[t] = exp(scores[t] - most) if scores[t] == scores[t] else scores[t]
+                sum_ += scores[t]
+            largest[g], total[g] = most, total[g] * shrink + sum_
+            own = sums[g * D : (g + 1) * D]
+            for i in range(D):
+                own[i] *= shrink
+        values = kept_numbers(row[VALUES] + size * (head + start) * D, kind, count * D, numbers)
+        for g in range(group):
+            add_weighed(weights[g, :count], values, sums[g * D : (g + 1) * D])
+    o = floats(row[OUT] + 4 * (b * row[OUT_STRIDE] + h * group * D), group * D)
+    for g in range(group):
+        for i in range(g * D, (g + 1) * D):
+            o[i] = sums[i] / total[g]
+
+
+@kernel
+def keep(address, kind, x):
+    """Write numbers to a cache; of bfloat16, the nearest."""
+    if kind == FLOAT32:
+        floats(address, len(x))[:] = x
+        return
+    halves = carray(pointer(address), (len(x),), np.uint16)
+    for i in range(len(x)):
+        bits = as_bits(x[i])
+        rounded = bits + i4(0x7FFF) + ((bits >> i4(16)) & i4(1))
+        halves[i] = np.uint16((rounded if x[i] == x[i] else bits | i4(0x400000)) >> i4(16))
+
+
+@kernel
+def kept_numbers(address, kind, size, scratch):
+    """Numbers of a cache, where they are or as float32 in scratch."""
+    if kind == FLOAT32:
+        return floats(address, size)
+    halves = carray(pointer(address), (size,), np.uint16)
+    for i in range(size):
+        scratch[i] = as_float(i4(halves[i]) << i4(16))
+    return scratch[:size]
+
+
+@kernel
+def weigh(q, keys, out):
+    """The product of q with each key, four at a time: they share the reading of q."""
+    D, count = len(q), len(out)
+    whole = count - count % 4
+    for t in range(0, whole, 4):
+        # indices of one variable: with sums of two the compiler makes no vectors
+        k0, k1, k2, k3 = rows_of(keys, t, D)
+        a, b, c, d = f4(0.0), f4(0.0), f4(0.0), f4(0.0)
+        for i in range(D):
+            a += q[i] * k0[i]
+            b += q[i] * k1[i]
+            c += q[i] * k2[i]
+            d += q[i] * k3[i]
+        out[t], out[t + 1], out[t + 2], out[t + 3] = a, b, c, d
+    for t in range(whole, count):
+        k0, a = keys[t * D : (t + 1) * D], f4(0.0)
+        for i in range(D):
+            a += q[i] * k0[i]
+        out[t] = a
+
+
+@kernel
+def add_weighed(weights, values, sums):
+    """Add each value times its weight, four at a time: they share the reading of the sums."""
+    D, count = len(sums), len(weights)
+    whole = count - count % 4
+    for t in range(0, whole, 4):
+        v0, v1, v2, v3 = rows_of(values, t, D)
+        a, b, c, d = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        for i in range(D):
+            sums[i] += (a * v0[i] + b * v1[i]) + (c * v2[i] + d * v3[i])
+    for t in range(whole, count):
+        v0, a = values[t * D : (t + 1) * D], weights[t]
+        for i in range(D):
+            sums[i] += a * v0[i]
+
+
+@kernel
+def rows_of(matrix, first, width):
+    """Four rows of it."""
+    at = first * width
+    return (
+        matrix[at : at + width],
+        matrix[at + width : at + 2 * width],
+        matrix[at + 2 * width : at + 3 * width],
+        matrix[at + 3 * width : at + 4 * width],
+    )
+
+
+@kernel
 def padded_to(size, multiple):
     """The next multiple."""
     return (size + multiple - 1) // multiple * multiple
@@ -525,6 +678,8 @@ def run_step(table, numbers, counters, job, step, scratch):
                 shift(row, numbers[p, EPS], item, place, scratch[: row[WIDTH]])
             elif row[OP] == EMBED:
                 embed(row, numbers[p, FACTOR], item, tokens)
+            elif row[OP] == ATTENTION:
+                attention(row, numbers[p, FACTOR], item, place, scratch)
             elif row[OP] == WKV:
                 wkv(row, item, place)
             elif row[OP] == COPY:

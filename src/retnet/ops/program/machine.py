@@ -18,8 +18,8 @@ server chooses tokens for many texts between two steps."""
 ENOUGH = 16
 """Items of an instruction that no more parts are needed for: each part rotates q and k anew."""
 
-PER_ROW = (table.EMBED, table.COPY, table.SHIFT, table.RETENTION, table.WKV)
-"""Instructions whose items are of one row of the batch; those of LINEAR are of all."""
+ALL_ROWS = (table.LINEAR,)
+"""Instructions whose items are of all rows of the batch; those of the others are of one."""
 
 STRIDES = {
     table.IN: table.IN_STRIDE,
@@ -50,7 +50,7 @@ class Machine:
                 self._table[index, column] = value
             for column, number in floats.items():
                 self._floats[index, column] = number
-            if row[table.OP] in PER_ROW:
+            if row[table.OP] not in ALL_ROWS:
                 self._table[index, table.ITEMS] = items = batch * row.get(table.ITEMS, 1)
                 if table.PARTS in row:
                     parts = min(row[table.PARTS], -(-ENOUGH // items))
@@ -75,7 +75,7 @@ class Machine:
         """Step on these leaves from now on; whoever calls keeps them alive.
 
         Raises:
-            ValueError: one is not contiguous, not float32, or of another size.
+            ValueError: one is not contiguous, of another dtype, or of another size.
         """
         self._point(self._program.leaves, leaves)
 
@@ -84,20 +84,27 @@ class Machine:
         self._point(self._program.next_leaves, leaves)
 
     def _point(self, to: list[tuple[int, int, Leaf]], leaves: dict[Leaf, Tensor]) -> None:
+        program = self._program
         for _, _, leaf in to:
-            tensor, numel = leaves[leaf], self._batch * self._program.leaf_sizes[leaf]
-            if tensor.numel() != numel:
+            tensor, numel = leaves[leaf], self._batch * program.leaf_sizes[leaf]
+            grows = leaf in program.slots
+            if tensor.numel() % numel if grows else tensor.numel() != numel:
                 raise ValueError(
                     f"{leaf} has {tensor.numel()} numbers; for {self._batch} rows of this program "
-                    f"it must have {numel}: a model steps on states that it opened itself"
+                    f"it must have {'a multiple of ' * grows}{numel}: a model steps on states that "
+                    "it opened itself"
                 )
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            dtype = program.leaf_dtypes.get(leaf, torch.float32)
+            if tensor.dtype != dtype or not tensor.is_contiguous():
                 raise ValueError(
                     f"{leaf} is {tensor.dtype} with strides {tensor.stride()}; it must be "
-                    "contiguous and float32"
+                    f"contiguous and {dtype}"
                 )
         for index, column, leaf in to:
             self._table[index, column] = leaves[leaf].data_ptr()
+            if leaf in program.slots:
+                slots = leaves[leaf].numel() // (self._batch * program.leaf_sizes[leaf])
+                self._table[index, program.slots[leaf][column]] = slots
 
     def step(self, tokens: Int[Tensor, " B"], place: int) -> Float[Tensor, "B N"]:
         """The program's output for one token of each row.

@@ -12,7 +12,7 @@ from retnet.ops.gate import Activation
 from retnet.ops.linear_attention import LIMIT
 from retnet.ops.packed_linear import Weights, quantize
 from retnet.ops.program import table
-from retnet.ops.program.table import LANES, ROWS
+from retnet.ops.program.table import LANES, ROWS, TILE
 
 NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER, "last": table.LAST}
 StepActivation = Activation | Literal["squared_relu", "exp"]
@@ -110,6 +110,14 @@ class Turns(NamedTuple):
     interleaved: bool
 
 
+class CacheLeaves(NamedTuple):
+    """What ATTENTION reads and writes: keys, values, and the slot of each row's first place."""
+
+    k: Leaf
+    v: Leaf
+    begin: Leaf
+
+
 class Program:
     """Instructions that compute one token of every row, in the order they are written.
 
@@ -127,7 +135,9 @@ class Program:
         self.vectors: list[tuple[int, int, Vector]] = []  # instruction, column
         self.leaves: list[tuple[int, int, Leaf]] = []
         self.next_leaves: list[tuple[int, int, Leaf]] = []
-        self.leaf_sizes: dict[Leaf, int] = {}  # numbers of a row
+        self.leaf_sizes: dict[Leaf, int] = {}  # numbers of a row, or of a slot where rows grow
+        self.leaf_dtypes: dict[Leaf, torch.dtype] = {}  # where they are not float32
+        self.slots: dict[Leaf, dict[int, int]] = {}  # column of its address: that of how many
         self.vocab_size = 0
         self.scratch = 0  # numbers of a row that a thread needs
         self.output: tuple[int, int] | None = None
@@ -336,6 +346,65 @@ class Program:
         sizes = (H * padded_k * padded_v, *of_tokens, turning, turning)
         self.leaf_sizes |= zip((*leaves, turns.cos, turns.sin), sizes, strict=True)
         self._add(row, {table.IN: qkv, table.OUT: out}, {})
+        return out
+
+    def attention(
+        self,
+        qkv: Vector,
+        widths: tuple[int, int, int],
+        scale: float,
+        places: int,
+        leaves: CacheLeaves,
+        turns: Turns,
+        dtype: torch.dtype,
+    ) -> Vector:
+        """One token of softmax attention over a cache.
+
+        Args:
+            qkv: queries of all heads, keys and values of those that queries share.
+            widths: H, H_kv, D.
+            scale: of the scores.
+            places: tokens after which other leaves are bound.
+            leaves: keys and values, (B, H_kv, slots, D), to whose slots those of this token are
+                written, at the last place also to the next that are bound; and the slot of each
+                row's first place, int64.
+            turns: how queries and keys rotate, by tables of (B, places, pairs).
+            dtype: of the cache, float32 or bfloat16.
+
+        Returns:
+            o of all heads.
+        """
+        H, H_kv, D = widths
+        out = self.vector(H * D)
+        row = {
+            table.OP: table.ATTENTION,
+            table.ITEMS: H_kv,
+            table.HEADS: H,
+            table.KV_HEADS: H_kv,
+            table.D_K: D,
+            table.PLACES: places,
+            table.TURNS: int(turns.rotate),
+            table.INTERLEAVED: int(turns.interleaved),
+            table.KIND: table.BFLOAT16 if dtype == torch.bfloat16 else table.FLOAT32,
+        }
+        group = H // H_kv
+        self.scratch = max(self.scratch, (2 * group + 1 + TILE) * D + group * TILE + 2 * group)
+        columns = {table.KEYS: leaves.k, table.VALUES: leaves.v, table.BEGIN: leaves.begin}
+        if turns.rotate:
+            columns |= {table.COS: turns.cos, table.SIN: turns.sin}
+            self.leaf_sizes |= {turns.cos: places * (D // 2), turns.sin: places * (D // 2)}
+        following = {table.KEYS_NEXT: leaves.k, table.VALUES_NEXT: leaves.v}
+        index = len(self.rows)
+        self.leaves += [(index, column, leaf) for column, leaf in columns.items()]
+        self.next_leaves += [(index, column, leaf) for column, leaf in following.items()]
+        for leaf, here, after in (
+            (leaves.k, table.KEYS, table.KEYS_NEXT),
+            (leaves.v, table.VALUES, table.VALUES_NEXT),
+        ):
+            self.leaf_sizes[leaf], self.leaf_dtypes[leaf] = H_kv * D, dtype
+            self.slots[leaf] = {here: table.SLOTS, after: table.SLOTS_NEXT}
+        self.leaf_sizes[leaves.begin], self.leaf_dtypes[leaves.begin] = 1, torch.int64
+        self._add(row, {table.IN: qkv, table.OUT: out}, {table.FACTOR: scale})
         return out
 
     def _keeps(self, past: Leaf, size: int) -> None:

@@ -4,7 +4,7 @@ Addresses are bytes, strides and sizes are numbers of float32 between rows of th
 otherwise; 0 is no address.
 """
 
-EMBED, COPY, SHIFT, LINEAR, RETENTION, WKV = range(6)
+EMBED, COPY, SHIFT, LINEAR, RETENTION, WKV, ATTENTION = range(7)
 """Instructions: what is in OP."""
 
 RMS, LAYER, LAST = 1, 2, 3
@@ -45,13 +45,13 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     ACTIVE_FROM,  # the outputs that it is applied to
     ACTIVE_TO,
     BLOCK,  # outputs of an item
-    # RETENTION; IN is q, k, v
+    # RETENTION and ATTENTION; IN is q, k, v
     HEADS,
     PARTS,  # of D_v, an item each; in a program, how many at most
     D_K,
     D_V,
     INTERLEAVED,
-    COS,  # batch, place, q or k, head, pair
+    COS,  # batch, place, q or k, head, pair; of ATTENTION: batch, place, pair
     SIN,
     TURNS,  # whether q and k rotate: sines and pairs, or factors alone
     DECAYS,  # head, exponent from 0 to the number of places
@@ -63,11 +63,18 @@ FLOAT32, BFLOAT16, INT8 = range(3)
     # SHIFT and WKV; WEIGHT is their constants, and PLACES as above
     PAST,  # (row, place) of the tokens or averages, from the one before the first token on
     PAST_NEXT,  # where the newest goes after the last place
+    # ATTENTION; KIND is that of the cache, KEYS and VALUES are (row, head, slot), and FACTOR scales
+    KV_HEADS,
+    BEGIN,  # int64, the slot of each row's first place
+    SLOTS,
+    KEYS_NEXT,  # where the newest goes, too, after the last place
+    VALUES_NEXT,
+    SLOTS_NEXT,
     COLUMNS,
-) = range(42)
+) = range(48)
 
 EPS, FACTOR, LIMIT = range(3)
-"""Columns of the second table, float32: of the norm, of EMBED, and of what EXP is taken of."""
+"""Columns of the second table, float32: of the norm, of EMBED and scores, of what EXP takes."""
 FLOATS = 3
 
 LANES = 16
@@ -75,3 +82,6 @@ LANES = 16
 
 ROWS = 4
 """Weight rows of a dot product of one or two vectors: as many sums as hide an addition's time."""
+
+TILE = 64
+"""Keys that ATTENTION compares with its queries at a time: their numbers stay in the cache."""
