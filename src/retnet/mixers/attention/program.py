@@ -90,16 +90,18 @@ def next_attention(mixer: "Attention", leaves: AttentionLeaves, layout: Layout) 
 
 
 def close_attention(mixer: "Attention", leaves: AttentionLeaves, used: int) -> AttentionState:
-    """A copy of what there is after the first `used` tokens, zeros where rows are shorter."""
-    dtype = mixer.k_proj.weight.dtype
+    """What there is after the first `used` tokens, zeros where rows are shorter.
+
+    A view where all rows are as long, to which nothing is written any more.
+    """
     length = leaves.begin + used
     longest = int(length.max()) if len(length) else 0
-    unused = torch.arange(longest) >= length[:, None]  # slots of later tokens
-    k, v = (
-        x[:, :, :longest].masked_fill(unused[:, None, :, None], 0).to(dtype)
-        for x in (leaves.k, leaves.v)
-    )
-    return AttentionState(k, v)
+    k, v = leaves.k[:, :, :longest], leaves.v[:, :, :longest]
+    unused = torch.arange(longest) >= length[:, None]
+    if unused.any():  # later tokens of the shorter rows are in slots of the view
+        k, v = (x.masked_fill(unused[:, None, :, None], 0) for x in (k, v))
+    dtype = mixer.k_proj.weight.dtype
+    return AttentionState(k.to(dtype), v.to(dtype))
 
 
 def _cache_dtype(mixer: "Attention") -> torch.dtype:
