@@ -45,7 +45,7 @@ class Options:
     models: Annotated[tuple[str, ...], arg(metavar="...")] = ()
     """Only these; the others may come later."""
     tokens: Annotated[int, arg(metavar="N")] = 0
-    """To train each model on, instead of the scale's."""
+    """To learn from, instead of the scale's."""
     seeds: Annotated[int, arg(metavar="N")] = 0
     """Instead of the scale's."""
     rates: Annotated[tuple[float, ...], arg(metavar="...")] = ()
@@ -61,7 +61,7 @@ class Options:
     results: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/results")
     """Results and pages."""
     work: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/reproduce")
-    """Trained models, and unfinished ones."""
+    """Models, and unfinished ones."""
     page: Annotated[Path | None, arg(metavar="FILE")] = None
     """For positions: page to write again."""
 
