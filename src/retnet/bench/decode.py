@@ -14,7 +14,7 @@ from retnet.bench.cases import DECODES, QUICK_DECODES, DecodeCase
 from retnet.bench.decode_plot import plot_decode
 from retnet.bench.gates import all_of, gate_decoding, gate_finite, gate_rows, gate_size
 from retnet.bench.machine import Reads
-from retnet.bench.ours import OURS, fresh
+from retnet.bench.ours import fresh
 from retnet.bench.peers.roles import Speaker
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
@@ -22,6 +22,7 @@ from retnet.bench.speakers import (
     EXTRA,
     WEIGHTS,
     Room,
+    has_compiled,
     is_ours,
     our_speakers,
     rival_speakers,
@@ -67,8 +68,7 @@ def _ready(
 ) -> tuple[dict[str, Speaker], Gate]:
     """All who decode in these cases, ours first, once ours computes what it should."""
     speakers = our_speakers(ours, session)
-    compiled = any(who.startswith(f"{OURS} {WEIGHTS[0]}") for who in speakers)
-    kernels: tuple[Kernels, ...] = ("torch", "numba") if compiled else ("torch",)
+    kernels: tuple[Kernels, ...] = ("torch", "numba") if has_compiled(speakers) else ("torch",)
     gate = all_of([gate_decoding(ours, kind, by) for kind in WEIGHTS for by in kernels])
     gate.require()
     speakers |= rival_speakers(rooms(group), group[0].size, session)

@@ -24,7 +24,7 @@ from retnet.bench.peers import PeerMissing, rwkv
 from retnet.bench.peers.roles import Prefiller, Speaker, Trainee, num_parameters
 from retnet.bench.record import Gate, GateFailed
 from retnet.bench.session import Session
-from retnet.bench.speakers import EXTRA, WEIGHTS, is_ours, our_speakers
+from retnet.bench.speakers import EXTRA, WEIGHTS, has_compiled, is_ours, our_speakers
 from retnet.bench.timing import (
     Effort,
     Spread,
@@ -159,7 +159,7 @@ def _prefill(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> No
 
 def _decode(case: RWKVCase, model: Decoder, gate: Gate, session: Session) -> None:
     everyone = our_speakers(model.eval(), session)
-    compiled = f"{OURS} {WEIGHTS[0]}" in everyone
+    compiled = has_compiled(everyone)
     if compiled:
         gate = all_of([gate, *(gate_decoding(model, kind, "numba") for kind in WEIGHTS)])
         gate.require()

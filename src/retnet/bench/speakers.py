@@ -1,6 +1,6 @@
 """Speakers: who decodes, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple, get_args
 
 import torch
@@ -62,6 +62,11 @@ def our_speakers(model: Decoder, session: Session) -> dict[str, Speaker]:
             except CannotCompile as why:
                 session.skip(f"no compiled steps: {why}")
     return found
+
+
+def has_compiled(names: Container[str]) -> bool:
+    """Whether compiled steps are among `our_speakers`: all kinds of weights, or none."""
+    return f"{OURS} {WEIGHTS[0]}" in names
 
 
 def is_ours(name: str) -> bool:
