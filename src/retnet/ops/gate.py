@@ -3,7 +3,7 @@
 Both keep their arguments only and compute the activation anew in the backward pass, a block of
 tokens at a time while it is in the cache. With `h = act(a) y` and a gradient g of h:
 `d_a = g y act'(a)` and `d_y = g act(a)`; how d_y becomes the gradient of what a norm made y of is
-derived in `retnet.ops.norm`.
+derived in `retnet.ops.norm`. The result itself is computed again for the product that reads it.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from retnet.ops.blocks import blocks
 from retnet.ops.norm import rms_norm
+from retnet.ops.recompute import read_saved, take_saved
 
 Activation = Literal["swish", "gelu", "relu", "sigmoid"]
 
@@ -84,21 +85,31 @@ def gated_rms_norm(
     return _GatedRMSNorm.apply(o, gate, eps)
 
 
+def _product(a: Tensor, b: Tensor, act: _Function) -> Tensor:
+    h = torch.empty_like(a)
+    for a_b, b_b, h_b in blocks(a, b, h):
+        act.into(a_b, h_b)
+        h_b.mul_(b_b)
+    return h
+
+
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, act: _Function) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.act = act
-        h = torch.empty_like(a)
-        for a_b, b_b, h_b in blocks(a, b, h):
-            act.into(a_b, h_b)
-            h_b.mul_(b_b)
-        return h
+        ctx.recompute = _Gated.recompute
+        return _product(a, b, act)
+
+    @staticmethod
+    def recompute(ctx: Any, _output: int) -> Tensor:
+        a, b = read_saved(ctx)
+        return _product(a, b, ctx.act)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        a, b = ctx.saved_tensors
+        a, b = take_saved(ctx)
         d_a, d_b = torch.empty_like(a), torch.empty_like(b)
         for g, a_b, b_b, d_a_b, d_b_b, gb in blocks(grads[0], a, b, d_a, d_b, scratch=[a.dtype]):
             torch.mul(g, b_b, out=gb)
@@ -106,6 +117,13 @@ class _Gated(torch.autograd.Function):
             ctx.act.into(a_b, d_b_b)
             d_b_b.mul_(g)
         return d_a, d_b, None
+
+
+def _normed_product(o: Tensor, inverse: Tensor, gate: Tensor, h: Tensor, y: Tensor) -> None:
+    """`swish(gate) * (inverse * o)` into h, by way of y."""
+    torch.mul(o, inverse, out=y)
+    _aten.silu.out(gate, out=h)
+    h.mul_(y)
 
 
 class _GatedRMSNorm(torch.autograd.Function):
@@ -121,16 +139,23 @@ class _GatedRMSNorm(torch.autograd.Function):
             length = torch.linalg.vector_norm(o_b, dim=-1, keepdim=True, dtype=exact)
             mean = length.square_().div_(o.shape[-1])
             inverse_b.copy_((mean + (eps if eps_b is None else eps_b)).rsqrt_())
-            torch.mul(o_b, inverse_b, out=y)
-            _aten.silu.out(gate_b, out=h_b)
-            h_b.mul_(y)
+            _normed_product(o_b, inverse_b, gate_b, h_b, y)
         ctx.save_for_backward(o, gate, inverse)
+        ctx.recompute = _GatedRMSNorm.recompute
+        return h
+
+    @staticmethod
+    def recompute(ctx: Any, _output: int) -> Tensor:
+        o, gate, inverse = read_saved(ctx)
+        h = torch.empty_like(gate)
+        for of_block in blocks(o, inverse, gate, h, scratch=[gate.dtype]):
+            _normed_product(*of_block)
         return h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        o, gate, inverse = ctx.saved_tensors
+        o, gate, inverse = take_saved(ctx)
         d_o, d_gate = torch.empty_like(o), torch.empty_like(gate)
         for g, o_b, gate_b, inverse_b, d_o_b, d_gate_b, y, gy in blocks(
             grads[0], o, gate, inverse, d_o, d_gate, scratch=[gate.dtype] * 2

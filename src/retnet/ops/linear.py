@@ -5,16 +5,19 @@ both of its factors have that dimension first, the wrong way round for the left 
 the product in 16 bits then takes up to twice its time. Transposing x beforehand, in blocks, costs
 less, above all when several layers share it. Weights of few rows are multiplied together, because
 a product reaches its speed only when it is wide; all of them together would have to copy their
-gradients side by side, which costs more than it gains.
+gradients side by side, which costs more than it gains. An x that can be had again is not kept:
+see `retnet.ops.recompute`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from retnet.ops.recompute import recomputation
 
 TRANSPOSED_ROWS = 256
 """Copied at a time by a transposition: few enough that a cache holds them."""
@@ -30,52 +33,57 @@ def products(x: Float[Tensor, "... D"], *weights: Float[Tensor, "_ D"]) -> tuple
     x = x.to(dtype)
     if not torch.is_grad_enabled():
         return tuple(F.linear(x, weight.to(dtype)) for weight in weights)
-    return _Products.apply(x, *weights)
+    return _Products.apply(x, recomputation(x), *weights)
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, again: Callable[[], Tensor] | None, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.groups = _groups([len(weight) for weight in weights])
-        joint = [_join([weights[i].to(x.dtype) for i in group]) for group in ctx.groups]
-        ctx.save_for_backward(x, *joint)
-        ctx.weights = [(len(weight), weight.dtype) for weight in weights]
+        ctx.dtype, ctx.again = x.dtype, again
+        kept = again is None and any(ctx.needs_input_grad[2:])
+        ctx.save_for_backward(x if kept else None, *weights)  # not as rounded and joined
         ys: list[Tensor] = []
-        for group, weight in zip(ctx.groups, joint, strict=True):
-            ys += F.linear(x, weight).split([len(weights[i]) for i in group], -1)
+        for group in ctx.groups:
+            parts = [weights[i] for i in group]
+            ys += F.linear(x, _join(parts, x.dtype)).split([len(part) for part in parts], -1)
         return tuple(ys)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, *joint = ctx.saved_tensors
-        need_x, *need = ctx.needs_input_grad
-        rows = x.reshape(-1, x.shape[-1])  # also of one vector
+        x, *weights = ctx.saved_tensors
+        need_x, _, *need = ctx.needs_input_grad
         gs = [
             _side_by_side([grads[i].reshape(-1, grads[i].shape[-1]) for i in group])
             for group in ctx.groups
         ]
         d_x: Tensor | None = None
-        d_weights: list[Tensor | None] = []
-        with torch.autocast(x.device.type, enabled=False):
+        d_weights: list[Tensor | None] = [None] * len(need)
+        with torch.autocast(grads[0].device.type, enabled=False):
             if need_x:
-                total = gs[0] @ joint[0]
-                for g, weight in zip(gs[1:], joint[1:], strict=True):
-                    total.addmm_(g, weight)
-                d_x = total.view(x.shape)
-            transposed = _transposed(rows) if any(need) and _pays(rows, gs) else None
-            for group, g in zip(ctx.groups, gs, strict=True):
-                if not any(need[i] for i in group):
-                    d_weights += [None] * len(group)
-                    continue
-                d_joint = _weight_gradient(g, rows, transposed)
-                parts = d_joint.split([ctx.weights[i][0] for i in group])
-                for i, part in zip(group, parts, strict=True):
-                    d_weight = torch.empty_like(
-                        part, dtype=ctx.weights[i][1], memory_format=torch.contiguous_format
-                    )
-                    d_weights.append(d_weight.copy_(part))
-        return d_x, *d_weights
+                for group, g in zip(ctx.groups, gs, strict=True):
+                    joint = _join([weights[i] for i in group], ctx.dtype)
+                    d_x = g @ joint if d_x is None else d_x.addmm_(g, joint)
+                assert d_x is not None
+                d_x = d_x.view(*grads[0].shape[:-1], d_x.shape[-1])
+            if any(need):
+                x = x if ctx.again is None else ctx.again()
+                rows = x.reshape(-1, x.shape[-1])  # also of one vector
+                transposed = _transposed(rows) if _pays(rows, gs) else None
+                for group, g in zip(ctx.groups, gs, strict=True):
+                    if not any(need[i] for i in group):
+                        continue
+                    d_joint = _weight_gradient(g, rows, transposed)
+                    parts = d_joint.split([len(weights[i]) for i in group])
+                    for i, part in zip(group, parts, strict=True):
+                        d_weight = torch.empty_like(
+                            part, dtype=weights[i].dtype, memory_format=torch.contiguous_format
+                        )
+                        d_weights[i] = d_weight.copy_(part)
+        return d_x, None, *d_weights
 
 
 def _groups(widths: Sequence[int]) -> list[list[int]]:
@@ -91,8 +99,9 @@ def _groups(widths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _join(weights: Sequence[Tensor]) -> Tensor:
-    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+def _join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    rounded = [weight.to(dtype) for weight in weights]
+    return rounded[0] if len(rounded) == 1 else torch.cat(rounded)
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retnet.ops.blocks import blocks, is_brief
+from retnet.ops.recompute import read_saved, take_saved
 
 
 def rms_norm(
@@ -81,6 +82,14 @@ def _root(eps: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.full((), eps, dtype=dtype, device=device).sqrt_()
 
 
+def _scale(x: Tensor, inverse: Tensor, w: Tensor | None, normed: Tensor, scaled: Tensor) -> None:
+    """`w (inverse x)` into `normed`, by way of `scaled`."""
+    if w is None:
+        torch.mul(x, inverse, out=normed)
+    else:
+        torch.mul(torch.mul(x, inverse, out=scaled), w, out=normed)
+
+
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -107,20 +116,31 @@ class _AddRMSNorm(torch.autograd.Function):
             length = torch.linalg.vector_norm(total_b, dim=-1, keepdim=True, dtype=exact)
             mean = length.square_().div_(x.shape[-1])
             inverse_b.copy_((mean + (eps if eps_b is None else eps_b)).rsqrt_())
-            if w is None:
-                torch.mul(total_b, inverse_b, out=normed_b)
-            else:
-                torch.mul(torch.mul(total_b, inverse_b, out=scaled_b), w, out=normed_b)
+            _scale(total_b, inverse_b, w, normed_b, scaled_b)
         ctx.save_for_backward(total, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
+        ctx.recompute, ctx.normed_dtype = _AddRMSNorm.recompute, dtype
         return total, normed
+
+    @staticmethod
+    def recompute(ctx: Any, output: int) -> Tensor:
+        total, inverse, weight = read_saved(ctx)
+        if output == 0:
+            return total
+        normed = torch.empty_like(total, dtype=ctx.normed_dtype)
+        w = None if weight is None else weight.to(total.dtype)
+        for total_b, inverse_b, normed_b, scaled_b in blocks(
+            total, inverse, normed, scratch=[total.dtype]
+        ):
+            _scale(total_b, inverse_b, w, normed_b, scaled_b)
+        return normed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_total, d_normed = grads
-        total, inverse, weight = ctx.saved_tensors
+        total, inverse, weight = take_saved(ctx)
         x_dtype, y_dtype = ctx.dtypes
         if d_normed is None:
             d_y = None if d_total is None or y_dtype is None else d_total.to(y_dtype)

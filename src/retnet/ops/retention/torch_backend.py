@@ -189,7 +189,7 @@ class _OwnState(torch.autograd.Function):
 
 
 class _Chunkwise(torch.autograd.Function):
-    """Chunkwise retention with its gradient written out: it keeps scores and chunk states only.
+    """Chunkwise retention with its gradient written out: it keeps no more than chunk states.
 
     Tensors are (B, H, N, C, D); both passes are three products per chunk over all chunks at
     once, and one cheap scan of the states over N.
@@ -203,20 +203,21 @@ class _Chunkwise(torch.autograd.Function):
         scores = (q @ k.mT).mul_(within)
         states, final = _scan((k * to_end).mT @ v, state, carry)
         o = _add_product((q * from_start) @ states, scores, v)
-        ctx.save_for_backward(q, k, v, scores, states, *weights)
+        ctx.save_for_backward(q, k, v, states, *weights)
         return o, final
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_o, d_final = grads
-        q, k, v, scores, states, within, from_start, to_end, carry = ctx.saved_tensors
+        q, k, v, states, within, from_start, to_end, carry = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
             d_o_start = d_o * from_start
             d_states, d_state = _scan(q.mT @ d_o_start, d_final, carry, reverse=True)
             d_scores = (d_o @ v.mT).mul_(within)
             d_q = _add_product(d_o_start @ states.mT, d_scores, k)
             d_k = _add_product((v @ d_states.mT).mul_(to_end), d_scores.mT, q)
+            scores = (q @ k.mT).mul_(within)
             d_v = _add_product((k * to_end) @ d_states, scores.mT, d_o)
         return d_q, d_k, d_v, d_state, None
 
