@@ -1,7 +1,7 @@
 """The op alone: forward, and forward with backward, in each form, beside torchscale's.
 
-Operations are counted from the matrix products that the code executes, a multiplication and an
-addition as two, per token and head, with chunks of C tokens:
+Operations are counted from the matrix products of each form, a multiplication and an addition as
+two, per token and head, with chunks of C tokens:
 
 | form | forward | backward |
 |---|---|---|
@@ -12,7 +12,8 @@ addition as two, per token and head, with chunks of C tokens:
 The first term is pairs of tokens (scores, and scores times v), the second the state (into it, and
 out of it). In the backward each product has two; only the parallel form's state has fewer, for
 nothing flows into the first state or out of the last. torchscale's chunkwise form executes the
-same products with its own C. Products above the diagonal count: they are executed.
+same products with its own C. Products above the diagonal count: they are executed. The scores that
+our chunkwise backward computes again do not: they are no progress.
 """
 
 from collections.abc import Callable, Sequence
