@@ -48,19 +48,30 @@ def bench_decode(session: Session, checkpoint: Path | None = None) -> None:
     session.plan(sum(1 + len(group) for group in groups.values()))
     reads = Reads()
     for name, group in groups.items():
-        session.begin(f"decode {name}: loading and gates")
-        ours = fresh(group[0].size.config()).eval() if model is None else model
-        try:
-            speakers, gate = _ready(ours, group, session)
-        except GateFailed as error:
-            session.fail(f"decode {name}", error)
-            continue
-        for case in group:
-            session.begin(f"decode {name} after {case.context:,} tokens, {case.B} rows")
-            chosen = {who: it for who, it in speakers.items() if who in case.rivals or is_ours(who)}
-            _measure(name, case, chosen, gate, reads, session)
+        _measure_group(name, group, model, reads, session)
     session.draw("decode.png", plot_decode)
     session.end()
+
+
+def _measure_group(
+    name: str,
+    group: Sequence[DecodeCase],
+    model: Decoder | None,
+    reads: Reads,
+    session: Session,
+) -> None:
+    """All cases of one size; what those of another need of memory is free by then."""
+    session.begin(f"decode {name}: loading and gates")
+    ours = fresh(group[0].size.config()).eval() if model is None else model
+    try:
+        speakers, gate = _ready(ours, group, session)
+    except GateFailed as error:
+        session.fail(f"decode {name}", error)
+        return
+    for case in group:
+        session.begin(f"decode {name} after {case.context:,} tokens, {case.B} rows")
+        chosen = {who: it for who, it in speakers.items() if who in case.rivals or is_ours(who)}
+        _measure(name, case, chosen, gate, reads, session)
 
 
 def _ready(

@@ -10,12 +10,13 @@ from retnet.evaluate.context import SAME_NATS, verdict_of
 from retnet.evaluate.losses import mean_interval
 from retnet.reproduce.cell import Result
 from retnet.reproduce.experiments.domains import AT_EDGE, COLORS, MARKERS
-from retnet.reproduce.intervals import estimate
+from retnet.reproduce.intervals import Estimate, estimate
 from retnet.reproduce.measures import ContextLoss, context_metric
 from retnet.reproduce.sweep import Runs
 from retnet.reproduce.texts import StoredText
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curve = Mapping[int, Mapping[int, float]]
@@ -135,39 +136,61 @@ def growth_verdict(curve: Curve) -> str:
 
 
 def draw_contexts(
-    figure: "Figure", found: Mapping[str, Curve], bold: Sequence[str], dashed: Sequence[str] = ()
+    figure: "Figure", found: Mapping[str, Curve], bold: Sequence[str], apart: Sequence[str] = ()
 ) -> None:
-    """Perplexity against length of context, a line for each method; the worst leave the frame."""
-    axes = figure.subplots()
-    ends = []
-    last = {name: estimate([*curve[max(curve)].values()]).mean for name, curve in found.items()}
-    worst_first = sorted(found, key=lambda name: last[name], reverse=True)
-    for number, (name, curve) in enumerate((name, found[name]) for name in worst_first):
-        contexts = sorted(curve)
-        means = [estimate([math.exp(x) for x in curve[c].values()]) for c in contexts]
+    """Perplexity against length of context, a line for each method; the worst leave the frame.
+
+    Args:
+        figure: to draw in.
+        found: losses by seed at each length, of each method.
+        bold: those that others are compared with; in all panels.
+        apart: those with a panel of their own.
+    """
+    means = {
+        name: {c: estimate([math.exp(x) for x in curve[c].values()]) for c in sorted(curve)}
+        for name, curve in found.items()
+    }
+    worst_first = sorted(found, key=lambda name: means[name][max(means[name])].mean, reverse=True)
+    left_out = [apart, [name for name in found if name not in apart]] if apart else [()]
+    if len(left_out) > 1:
+        figure.set_figwidth(1.5 * figure.get_figwidth())
+    panels = figure.subplots(1, len(left_out), sharey=True, squeeze=False)[0]
+    for axes, out in zip(panels, left_out, strict=True):
+        shown = [name for name in worst_first if name in bold or name not in out]
+        _draw_lines(axes, {name: means[name] for name in shown}, bold)
+    everywhere = [mean.mean for curve in means.values() for mean in curve.values()]
+    low = min(everywhere)
+    panels[0].set_ylim(0.9 * low, min(1.1 * max(everywhere), 20 * low))
+    panels[0].set_ylabel("perplexity of the same last tokens")
+
+
+def _draw_lines(
+    axes: "Axes", means: Mapping[str, Mapping[int, Estimate]], bold: Sequence[str]
+) -> None:
+    """Lines and their legend, in the order of `means`; bold ones have colours of their own."""
+    thin = [name for name in means if name not in bold]
+    own, others = COLORS[: len(bold)], COLORS[len(bold) :]
+    for name, curve in means.items():
+        number = (bold if name in bold else thin).index(name)
+        colors = own if name in bold else others
         axes.errorbar(
-            contexts,
-            [mean.mean for mean in means],
-            yerr=[mean.error or 0.0 for mean in means],
-            color=COLORS[number % len(COLORS)],
-            marker=MARKERS[number // len(COLORS) % len(MARKERS)],
+            list(curve),
+            [mean.mean for mean in curve.values()],
+            yerr=[mean.error or 0.0 for mean in curve.values()],
+            color=colors[number % len(colors)],
+            marker=MARKERS[number // len(colors) % len(MARKERS)],
             linewidth=2.4 if name in bold else 1.1,
-            linestyle="--" if name in dashed else "-",
             markersize=4.5,
             capsize=2,
             label=name,
         )
-        ends += [mean.mean for mean in means]
+    ticks = sorted({context for curve in means.values() for context in curve})
     axes.set_xscale("log", base=2)
-    ticks = sorted({context for curve in found.values() for context in curve})
     axes.set_xticks(ticks, [tokens_text(tick) for tick in ticks])
     axes.set_yscale("log")
-    low = min(ends)
-    axes.set_ylim(0.9 * low, min(1.1 * max(ends), 20 * low))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter("{x:,g}")
     axes.set_xlabel("tokens of context")
-    axes.set_ylabel("perplexity of the same last tokens")
     axes.grid(axis="y", color=GREY, alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, frameon=False)

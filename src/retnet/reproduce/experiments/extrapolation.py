@@ -116,7 +116,7 @@ class Extrapolation:
             papers=[_su()],
             claims=_claims(by_method, length, longest),
             remarks=tuning_remarks(found, {}, results),
-            draw=lambda figure: draw_contexts(figure, by_method, (ROPE, RETNET), at_test),
+            draw=lambda figure: draw_contexts(figure, by_method, (RETNET, ROPE), at_test),
         )
 
 
