@@ -20,6 +20,7 @@ from retnet.reproduce.experiments import EXPERIMENTS
 from retnet.reproduce.experiments.benches import FIGURE6, TABLE4, BenchTask
 from retnet.reproduce.experiments.contexts import context_measure, growth_verdict, long_text
 from retnet.reproduce.experiments.figure5 import resized
+from retnet.reproduce.experiments.probes import MIXERS as PROBED
 from retnet.reproduce.experiments.quality import best_way
 from retnet.reproduce.page import page_text, write_page
 from retnet.reproduce.results import append_result, read_results
@@ -245,6 +246,18 @@ def test_probes_are_learned_from_examples_that_are_not_those_of_the_test(tmp_pat
     first = task.run(Place(work=tmp_path, root=tmp_path)).metrics
     assert found["valid_loss"] < first["valid_loss"]
     assert set(found) == {"valid_loss", "operations", "accuracy @ 64", "exact @ 64"}
+
+
+@pytest.mark.parametrize("mixer", sorted(set(PROBED) - {"qrnn"}))
+def test_a_probe_is_learned_by_every_mixer(mixer: str, tmp_path: Path) -> None:
+    """Also by those that hand parameters to their parts, which a counter of work may refuse."""
+    _, setup = small(tmp_path, mixer)
+    plan = EXPERIMENTS["probes"].plan(setup, {})
+    cell = next(cell for cell in plan.later if str(cell.labels["model"]).endswith("on position"))
+    task: Any = cell.task
+    found = task.run(Place(work=tmp_path, root=tmp_path)).metrics
+    assert found["operations"] > 0
+    assert 0 <= found["accuracy @ 64"] <= 1
 
 
 def test_layouts_are_compared_at_equal_parameters_and_nearly_equal_work() -> None:

@@ -94,7 +94,8 @@ class ProbeTask:
                 train_on_examples(model, self._batches(), self.train, seed=self.seed)
             except Diverged:
                 return Outcome({DIVERGED: 1.0})
-        model.eval()
+        # The counter of operations wants a graph behind every argument that requires gradients.
+        model.eval().requires_grad_(False)
         validation = self._fresh(VALIDATION, self.train.seq_len)
         metrics = {TUNED_BY: _loss(model, validation), OPERATIONS: _operations(model, validation)}
         for length in self.lengths:
