@@ -1,7 +1,7 @@
 """What experiments on growing context share: measures, table, picture."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retnet.bench.picture import GREY, tokens_text
@@ -136,7 +136,10 @@ def growth_verdict(curve: Curve) -> str:
 
 
 def draw_contexts(
-    figure: "Figure", found: Mapping[str, Curve], bold: Sequence[str], apart: Sequence[str] = ()
+    figure: "Figure",
+    found: Mapping[str, Curve],
+    bold: Sequence[str],
+    panels: Mapping[str, Collection[str]] | None = None,
 ) -> None:
     """Perplexity against length of context, a line for each method; the worst leave the frame.
 
@@ -144,24 +147,24 @@ def draw_contexts(
         figure: to draw in.
         found: losses by seed at each length, of each method.
         bold: those that others are compared with; in all panels.
-        apart: those with a panel of their own.
+        panels: the methods of each panel, by its title; without, all are in one.
     """
     means = {
         name: {c: estimate([math.exp(x) for x in curve[c].values()]) for c in sorted(curve)}
         for name, curve in found.items()
     }
     worst_first = sorted(found, key=lambda name: means[name][max(means[name])].mean, reverse=True)
-    left_out = [apart, [name for name in found if name not in apart]] if apart else [()]
-    if len(left_out) > 1:
-        figure.set_figwidth(1.5 * figure.get_figwidth())
-    panels = figure.subplots(1, len(left_out), sharey=True, squeeze=False)[0]
-    for axes, out in zip(panels, left_out, strict=True):
-        shown = [name for name in worst_first if name in bold or name not in out]
+    panels = panels or {"": found}
+    figure.set_figwidth((1 + len(panels)) / 2 * figure.get_figwidth())
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, names) in zip(drawn, panels.items(), strict=True):
+        shown = [name for name in worst_first if name in names or name in bold]
         _draw_lines(axes, {name: means[name] for name in shown}, bold)
+        axes.set_title(title, loc="left", fontsize=10)
     everywhere = [mean.mean for curve in means.values() for mean in curve.values()]
     low = min(everywhere)
-    panels[0].set_ylim(0.9 * low, min(1.1 * max(everywhere), 20 * low))
-    panels[0].set_ylabel("perplexity of the same last tokens")
+    drawn[0].set_ylim(0.9 * low, min(1.1 * max(everywhere), 20 * low))
+    drawn[0].set_ylabel("perplexity of the same last tokens")
 
 
 def _draw_lines(

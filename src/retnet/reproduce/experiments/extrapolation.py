@@ -31,6 +31,8 @@ from retnet.reproduce.sweep import Entrant, runs, sweep
 ROPE = "RoPE"
 RETNET = "RetNet"
 RWKV = "RWKV"
+TRAINED = "trained with the method"
+AT_TEST = "changed at the test"
 SINKS = 4
 SEGMENT = 128
 MORE_TEXT = 6
@@ -91,14 +93,13 @@ class Extrapolation:
         found = runs(results)
         [measure] = tested(results)
         by_method: dict[str, Curve] = {}
-        at_test: list[str] = []
+        panels: dict[str, list[str]] = {TRAINED: [], AT_TEST: []}
         rates: dict[str, str] = {}
         for name, run in found.items():
             settings = next(iter(run.results.values())).settings
             for variant in ("", *settings["variants"]):
                 method = f"{name}, {variant}" if variant else name
-                if variant:
-                    at_test.append(method)
+                panels[AT_TEST if variant else TRAINED].append(method)
                 curve = curve_of(run, [measure], f"{variant}: " if variant else "")
                 if curve:
                     by_method[method] = curve
@@ -111,12 +112,13 @@ class Extrapolation:
             "context improves on the shortest, is surely flat, or breaks (is worse than the best), "
             "by intervals over seeds."
         )
+        shown = {title: methods for title, methods in panels.items() if methods}
         return Report(
             ours=[context_table("Perplexity by context", by_method, rates, caption)],
             papers=[_su()],
             claims=_claims(by_method, length, longest),
             remarks=tuning_remarks(found, {}, results),
-            draw=lambda figure: draw_contexts(figure, by_method, (RETNET, ROPE), at_test),
+            draw=lambda figure: draw_contexts(figure, by_method, (RETNET, ROPE), shown),
         )
 
 
