@@ -493,8 +493,14 @@ ALL_SPEAKERS = (
     "torchscale bfloat16",
 )
 WITHOUT_READING = tuple(name for name in SPEAKERS if name != "llama.cpp")
-FEWER_CACHES = tuple(name for name in SPEAKERS if name != "compiled attention float32")
-"""Without the slower of two that would each keep 2 GiB: 24 GiB hold the others."""
+FEWER_CACHES = (
+    "attention float32",
+    "compiled attention bfloat16",
+    "compiled attention int8",
+    "transformers float32",
+    "llama.cpp",
+)
+"""The quicker of two dtypes, PyTorch's attention in float32: 24 GiB do not hold the others too."""
 DECODES = {
     **{f"small, {T}, {B}": DecodeCase(T, B, rivals=SPEAKERS) for T in (512, 2048) for B in (1, 8)},
     **{f"small, 8192, {B}": DecodeCase(8192, B, rivals=ALL_SPEAKERS) for B in (1, 8)},
