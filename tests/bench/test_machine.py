@@ -68,3 +68,16 @@ def test_ceilings_are_rates_of_both_dtypes_of_copying_and_of_reading() -> None:
         "read_gb_per_s",
     }
     assert all(spread.median > 0 and spread.n == 2 for spread in found.values())
+
+
+def test_a_block_is_read_whole_in_the_quickest_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ways read the same ones: what each returns says how many."""
+    found = []
+    monkeypatch.setattr(machine, "_least_seconds", lambda way: found.append(way()) or len(found))
+    reads = machine.Reads()
+    reads.reserve(5 * 4096)
+    reads.of(3 * 4096 + 5)
+    assert [int(sums.sum()) for sums in found] == [3 * 1024] * 3
+    reads.of(5 * 4096)
+    with pytest.raises(ValueError, match="reserve the largest first"):
+        reads.of(6 * 4096)

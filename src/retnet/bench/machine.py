@@ -189,14 +189,23 @@ class Reads:
         self._vector = torch.ones(self.WIDTH)
 
     def reserve(self, num_bytes: int) -> None:
-        """Make room for the largest block before the calls are made."""
+        """Make room for the largest block, in bytes, before the calls are made."""
         count = self._count(num_bytes)
         if count > len(self._rows):
             self._rows = torch.ones(count, self.WIDTH)
 
     def of(self, num_bytes: int) -> Callable[[], object]:
-        """A call that reads a block of so many bytes, to the next 4 KiB."""
+        """A call that reads a block of so many bytes, rounded down to 4 KiB but for the first.
+
+        Raises:
+            ValueError: no room was made for so large a block.
+        """
         count = self._count(num_bytes)
+        if count > len(self._rows):
+            raise ValueError(
+                f"a block of {num_bytes} bytes is larger than the {self._rows.nbytes} bytes there "
+                "are room for; reserve the largest first"
+            )
         rows, out = self._rows[:count], torch.empty(count)
         flat = rows.view(-1)
         ways: tuple[Callable[[], object], ...] = (

@@ -28,7 +28,7 @@ def fresh(config: DecoderConfig, dtype: torch.dtype = torch.float32) -> Decoder:
 
 
 def trainee_of(model: Decoder, by: str = OURS) -> Trainee:
-    """Trained as `retnet train` does."""
+    """Trained as `retnet train` does, on rows of one document each."""
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
         return score(model, inputs, targets).nats / targets.numel()

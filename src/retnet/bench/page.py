@@ -12,7 +12,7 @@ from retnet.hub import write_atomic
 
 _BLOCK = re.compile(r"(<!-- begin: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
-BENCH_OF = {"machine": "ops", "reading": "prefill", "targets": "cpu"}
+BENCH_OF = {"machine": "ops", "gpu-machine": "gpu", "reading": "prefill", "targets": "cpu"}
 """What writes the records of a table that has another name."""
 
 

@@ -23,6 +23,7 @@ from retnet.ops.gate import gated
 from retnet.ops.linear_attention import LinearAttentionState, features, linear_attention
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import Program, Read, Vector
+from retnet.ops.recompute import side_by_side
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.token_shift import token_shift
 from retnet.types import FormChoice
@@ -185,5 +186,5 @@ class MeanRetention(nn.Module):
             layout=layout,
             form=chosen_form(form, x.shape[1]),
         )
-        y = self.outward(self, gated(g, o.to(g.dtype), "sigmoid").flatten(2))[0]
+        y = self.outward(self, side_by_side(gated(g, o.to(g.dtype), "sigmoid")))[0]
         return y, sums if shift is None else MeanRetentionState(*sums, shift)

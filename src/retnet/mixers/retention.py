@@ -25,6 +25,7 @@ from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.norm import rms_norm
 from retnet.ops.packed_linear import Weights
 from retnet.ops.program import Program, Read, Vector
+from retnet.ops.recompute import side_by_side
 from retnet.ops.retention.buffered import empty_buffer, settle
 from retnet.ops.retention.flops import chunkwise_flops
 from retnet.ops.retention.initial import initial_output
@@ -209,7 +210,7 @@ class Retention(nn.Module):
             o = o + initial_output(q, log_decay, self.initial_S, layout)
         squared = self._score_norm(q, k, log_decay, state, layout, chosen)
         y = self.normalize_and_gate(o, squared, *gate).to(x.dtype)
-        return self.outward(self, y.flatten(2))[0], RetentionState(S)
+        return self.outward(self, side_by_side(y))[0], RetentionState(S)
 
     def _rotate(self, q: Tensor, k: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Give q and k the same rotation: the dot product itself conjugates one of them."""

@@ -1,9 +1,9 @@
 """Products with an activated gate, `act(a) b`: gated linear units, and retention's gated head norm.
 
-Both keep their arguments only and compute the activation anew in the backward pass, a block of
-tokens at a time while it is in the cache. With `h = act(a) y` and a gradient g of h:
-`d_a = g y act'(a)` and `d_y = g act(a)`; how d_y becomes the gradient of what a norm made y of is
-derived in `retnet.ops.norm`. The result itself is computed again for the product that reads it.
+Both keep their arguments and the norm's factors, and compute the activation anew in the backward
+pass, a block of tokens at a time while it is in the cache. With `h = act(a) y` and a gradient g of
+h: `d_a = g y act'(a)` and `d_y = g act(a)`; how d_y becomes the gradient of what a norm made y of
+is derived in `retnet.ops.norm`. The result itself is computed again for the product that reads it.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from retnet.ops.blocks import blocks
 from retnet.ops.norm import rms_norm
-from retnet.ops.recompute import read_saved, take_saved
+from retnet.ops.recompute import can_recompute, read_saved, take_saved
 
 Activation = Literal["swish", "gelu", "relu", "sigmoid"]
 
@@ -98,8 +98,9 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, act: _Function) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.act = act
-        ctx.recompute = _Gated.recompute
-        return _product(a, b, act)
+        h = _product(a, b, act)
+        can_recompute(ctx, _Gated.recompute, h)
+        return h
 
     @staticmethod
     def recompute(ctx: Any, _output: int) -> Tensor:
@@ -141,7 +142,7 @@ class _GatedRMSNorm(torch.autograd.Function):
             inverse_b.copy_((mean + (eps if eps_b is None else eps_b)).rsqrt_())
             _normed_product(o_b, inverse_b, gate_b, h_b, y)
         ctx.save_for_backward(o, gate, inverse)
-        ctx.recompute = _GatedRMSNorm.recompute
+        can_recompute(ctx, _GatedRMSNorm.recompute, h)
         return h
 
     @staticmethod

@@ -27,7 +27,12 @@ WIDE = 1024
 
 
 def products(x: Float[Tensor, "... D"], *weights: Float[Tensor, "_ D"]) -> tuple[Tensor, ...]:
-    """`x W^T` for each weight W, (width of the result, D); under autocast in its dtype."""
+    """`x W^T` for each weight W, (width of the result, D); under autocast in its dtype.
+
+    Raises:
+        RuntimeError: in the backward pass, if x is the result of a norm or a gate whose own
+            backward pass was made before this one, without `retain_graph`.
+    """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     x = x.to(dtype)
@@ -44,7 +49,9 @@ class _Products(torch.autograd.Function):
         ctx.groups = _groups([len(weight) for weight in weights])
         ctx.dtype, ctx.again = x.dtype, again
         kept = again is None and any(ctx.needs_input_grad[2:])
-        ctx.save_for_backward(x if kept else None, *weights)  # not as rounded and joined
+        # in place of x an empty one, for checkpointing counts what is saved and compares shapes;
+        # weights as they are, not as rounded and joined
+        ctx.save_for_backward(x if kept else x.new_empty(0), *weights)
         ys: list[Tensor] = []
         for group in ctx.groups:
             parts = [weights[i] for i in group]

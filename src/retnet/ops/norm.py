@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retnet.ops.blocks import blocks, is_brief
-from retnet.ops.recompute import read_saved, take_saved
+from retnet.ops.recompute import can_recompute, read_saved, take_saved
 
 
 def rms_norm(
@@ -120,7 +120,8 @@ class _AddRMSNorm(torch.autograd.Function):
         ctx.save_for_backward(total, inverse, weight)
         ctx.set_materialize_grads(False)
         ctx.dtypes = x.dtype, None if y is None else y.dtype
-        ctx.recompute, ctx.normed_dtype = _AddRMSNorm.recompute, dtype
+        ctx.normed_dtype = dtype
+        can_recompute(ctx, _AddRMSNorm.recompute, total, normed)
         return total, normed
 
     @staticmethod

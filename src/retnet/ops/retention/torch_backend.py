@@ -50,7 +50,7 @@ def parallel(
 ) -> tuple[Tensor, Tensor]:
     """All pairs of tokens at once: one chunk as long as the sequence."""
     inputs = [_chunks(x, q.shape[1]) for x in (q, k, v)]
-    weights = chunk_weights(log_decay, layout, q.shape[1], q.shape[1], inputs[0].dtype)
+    weights = _shared_weights(log_decay, layout, q.shape[1], q.shape[1], inputs[0].dtype)
     qc, kc, vc = inputs
     S = _or_zeros(state, q, v)
     scores = (qc @ kc.mT) * weights.within  # B H 1 T T
@@ -71,7 +71,7 @@ def chunkwise(
     """Pairs of tokens inside a chunk, the state between chunks: linear in T."""
     C = min(chunk_size or default_chunk_size(q.shape[-1], v.shape[-1]), q.shape[1])
     qc, kc, vc = (_chunks(x, C) for x in (q, k, v))
-    weights = chunk_weights(log_decay, layout, q.shape[1], C, qc.dtype)
+    weights = _shared_weights(log_decay, layout, q.shape[1], C, qc.dtype)
     o, S = _Chunkwise.apply(qc, kc, vc, _or_zeros(state, q, v), weights)
     return _tokens(o, q), S
 
@@ -129,6 +129,19 @@ def chunk_weights(
         _to_end(log_decay, real, seen, document).to(dtype),
         carry[..., None],
     )
+
+
+def _shared_weights(
+    log_decay: Tensor, layout: Layout | None, T: int, C: int, dtype: torch.dtype
+) -> ChunkWeights:
+    """`chunk_weights`, once in a call for all layers that share a tensor of decays."""
+
+    def build() -> ChunkWeights:
+        return chunk_weights(log_decay, layout, T, C, dtype)
+
+    if layout is None:
+        return build()
+    return layout.shared(("chunk_weights", log_decay, T, C, dtype), build)  # hashed by identity
 
 
 def _count(
@@ -189,10 +202,10 @@ class _OwnState(torch.autograd.Function):
 
 
 class _Chunkwise(torch.autograd.Function):
-    """Chunkwise retention with its gradient written out: it keeps no more than chunk states.
+    """Chunkwise retention with its gradient written out: it keeps its arguments and chunk states.
 
-    Tensors are (B, H, N, C, D); both passes are three products per chunk over all chunks at
-    once, and one cheap scan of the states over N.
+    Tensors are (B, H, N, C, D). Forward there are four products over all chunks at once, backward
+    nine, of which one computes the scores again; and in each a cheap scan of the states over N.
     """
 
     @staticmethod

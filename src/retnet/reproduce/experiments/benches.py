@@ -84,7 +84,7 @@ class Comparison:
         metric: of the records.
         more: whether more of it is better; else less is.
         ours: what of ours is compared.
-        not_with: programs that this would be unfair to, or to ours.
+        not_with: programs left out, since to compare with them would be unfair to one side.
     """
 
     says: str
