@@ -14,7 +14,8 @@ def training_flops_per_token(model: Decoder, seq_len: int) -> int:
     A multiplication and an addition are two. Counted are matrix products only: of each linear
     layer `2 in out` in the forward pass and as much for the gradient of its input, and of its
     weight if that is trained; of each branch what it says of itself, with twice that in the
-    backward pass. What gradient checkpointing computes anew is not counted: it is no progress.
+    backward pass. What gradient checkpointing and retention's backward pass compute anew is not
+    counted: it is no progress.
 
     Args:
         model: the decoder.
