@@ -11,6 +11,9 @@ ARGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
+ENDLESS = 100_000
+"""Tokens that take longer to write than anyone takes to stop them: minutes."""
+
 Visit = Callable[..., Any]
 """Open a server's page; `values` are of the sampling controls, the rest is Playwright's."""
 

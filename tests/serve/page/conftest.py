@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browser import Visit, chromium
+from browser import ENDLESS, Visit, chromium
 from http_server import serving
 
 TIMEOUT_MS = 30_000
@@ -26,7 +26,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    with serving(tmp_path_factory.mktemp("sessions")) as running:
+    folder = tmp_path_factory.mktemp("sessions")
+    with serving(folder, limits={"max_tokens": ENDLESS}) as running:
         yield running
 
 

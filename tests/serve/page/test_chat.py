@@ -7,11 +7,11 @@ from typing import Any
 import requests
 from playwright.sync_api import expect
 
-from browser import Visit, say
+from browser import ENDLESS, Visit, say
 from http_server import wait_until
 
 CHAT = "**/v1/chat/completions"
-LONG = {"max_tokens": "4000"}
+LONG = {"max_tokens": str(ENDLESS)}
 MARKUP = '<img src=x onerror="window.hurt = 1"><script>window.hurt = 1</script><b>bold</b>'
 
 
@@ -84,7 +84,7 @@ def test_a_turn_that_is_stopped_is_not_kept_and_can_be_sent_again(
     page.wait_for_selector(".turn:not(.lost) .foot button")
     assert turns(page) == ["stop me"]
     assert "stop me" in names(server)
-    page.fill("#sampling-max_tokens", "4000")
+    page.fill("#sampling-max_tokens", str(ENDLESS))
     page.fill("#prompt", "and me")
     page.press("#prompt", "Enter")
     page.wait_for_selector(".writing")

@@ -9,7 +9,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
-from browser import Visit, say
+from browser import ENDLESS, Visit, say
 from http_server import serving
 
 FIRST_STOPS = [
@@ -21,7 +21,7 @@ FIRST_STOPS = [
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[SimpleNamespace]:
     """A server with a key and without sessions."""
-    with serving(keys=("right",)) as running:
+    with serving(keys=("right",), limits={"max_tokens": ENDLESS}) as running:
         yield running
 
 
@@ -30,7 +30,7 @@ def focused(page: Any) -> str:
 
 
 def test_the_keyboard_is_enough(server: SimpleNamespace, visit: Visit) -> None:
-    page = visit(server, values={"max_tokens": "4000"})
+    page = visit(server, values={"max_tokens": str(ENDLESS)})
     expect(page.locator("#prompt")).to_be_focused()
     page.focus("#skip")
     stops = ["skip"]
@@ -123,7 +123,7 @@ def test_a_key_is_asked_for_and_a_server_without_sessions_is_sent_all(
     page.click("#dialog-ok")
     page.wait_for_selector(".turn:nth-child(2):not(.lost) .foot button")
     page.click("text=Take back")
-    page.fill("#sampling-max_tokens", "4000")
+    page.fill("#sampling-max_tokens", str(ENDLESS))
     page.press("#prompt", "Enter")
     page.wait_for_selector(".writing")
     page.click("#stop")
