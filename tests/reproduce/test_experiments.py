@@ -249,7 +249,7 @@ def test_probes_are_learned_from_examples_that_are_not_those_of_the_test(tmp_pat
 
 
 @pytest.mark.parametrize("mixer", sorted(set(PROBED) - {"qrnn"}))
-def test_a_probe_is_learned_by_every_mixer(mixer: str, tmp_path: Path) -> None:
+def test_the_work_of_every_mixer_in_a_probe_is_counted(mixer: str, tmp_path: Path) -> None:
     """Also by those that hand parameters to their parts, which a counter of work may refuse."""
     _, setup = small(tmp_path, mixer)
     plan = EXPERIMENTS["probes"].plan(setup, {})
@@ -257,7 +257,6 @@ def test_a_probe_is_learned_by_every_mixer(mixer: str, tmp_path: Path) -> None:
     task: Any = cell.task
     found = task.run(Place(work=tmp_path, root=tmp_path)).metrics
     assert found["operations"] > 0
-    assert 0 <= found["accuracy @ 64"] <= 1
 
 
 def test_layouts_are_compared_at_equal_parameters_and_nearly_equal_work() -> None:
