@@ -1,6 +1,23 @@
 """What tests of several rooms share; import it as `from support import ...`."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, UntypedStorage
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def kept_storages(call: Callable[[], object]) -> dict[int, UntypedStorage]:
+    """The memory that a call keeps for its backward pass, by address; shared memory is there once."""
+    kept: dict[int, UntypedStorage] = {}
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return x
+
+    with saved_tensors_hooks(note, lambda x: x):
+        call()
+    return kept
 
 
 def assert_within_budget(got: Tensor, plain: Tensor, exact: Tensor, factor: float = 2.0) -> None:

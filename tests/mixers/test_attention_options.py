@@ -23,6 +23,7 @@ from retnet.mixers.attention import (
 from retnet.ops import Layout
 from retnet.ops.attention import AttentionState, StaticCache, WindowState
 from retnet.ops.attention.blocks import QUERY_BLOCK
+from support import kept_storages
 
 every_option = pytest.mark.parametrize(
     "given", TOKEN_CASES["attention"], ids=range(len(TOKEN_CASES["attention"]))
@@ -437,17 +438,9 @@ def test_memory_of_training_does_not_grow_with_the_square_of_the_text(
         return {name: p.grad.clone() for name, p in layer.named_parameters()}  # type: ignore[union-attr]
 
     def kept(T: int) -> int:
-        sizes: dict[int, int] = {}
-
-        def note(x: Tensor) -> Tensor:
-            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            held.append(x)
-            return x
-
-        held: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            layer(torch.randn(1, T, D).double(), None, Layout.of(1, T))
-        return sum(sizes.values())
+        x, layout = torch.randn(1, T, D).double(), Layout.of(1, T)
+        storages = kept_storages(lambda: layer(x, None, layout)).values()
+        return sum(storage.nbytes() for storage in storages)
 
     assert kept(2048) < 2.2 * kept(1024)
     x = torch.randn(1, QUERY_BLOCK + 9, D).double()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from retnet.ops import blocks
@@ -13,6 +12,7 @@ from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.linear import products
 from retnet.ops.norm import add_rms_norm
 from retnet.ops.recompute import recomputation, side_by_side
+from support import kept_storages
 
 B, T, H, D = 2, 6, 3, 4
 WIDTH = H * D
@@ -138,12 +138,4 @@ def test_part_of_a_result_is_kept() -> None:
 
 def _kept(x: Tensor, weight: Tensor) -> set[int]:
     """Where the tensors lie that a product keeps."""
-    kept: set[int] = set()
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.add(tensor.untyped_storage().data_ptr())
-        return tensor
-
-    with saved_tensors_hooks(note, lambda tensor: tensor):
-        products(x, weight)
-    return kept
+    return set(kept_storages(lambda: products(x, weight)))

@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from time import perf_counter
 
 import torch
 
-from retnet.bench.timing import Effort, Spread, alternate, rates
+from retnet.bench.timing import Effort, Spread, alternate, host_seconds, rates
 from retnet.train.peak import square_product
 
 
@@ -222,4 +221,4 @@ class Reads:
 def _least_seconds(call: Callable[[], object]) -> float:
     """Of a few calls after the first."""
     call()
-    return min(timeit.repeat(call, number=1, repeat=TRIALS))
+    return min(host_seconds(call) for _ in range(TRIALS))

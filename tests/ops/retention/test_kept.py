@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from retnet.ops import Layout, retention
+from support import kept_storages
 
 B, T, H, D, C = 2, 256, 2, 4, 32
 
@@ -22,16 +22,11 @@ def test_decays_between_tokens_are_kept_once_for_all_layers() -> None:
 
 def _kept(layers: int, starts: Tensor, decay: Tensor) -> int:
     """Bytes of all tensors that are kept, each counted once."""
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage
-        return tensor
-
     layout = Layout.of(B, T, starts=starts)
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+
+    def read() -> None:
         for _ in range(layers):
             q, k, v = (torch.randn(B, T, H, D, requires_grad=True) for _ in range(3))
             retention(q, k, v, decay, layout=layout, form="chunkwise", chunk_size=C)
-    return sum(storage.nbytes() for storage in storages.values())
+
+    return sum(storage.nbytes() for storage in kept_storages(read).values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from ops.reference import Case, random_case, recurrence
 from retnet.ops import Layout, retention
 from retnet.types import Form
-from support import assert_within_budget
+from support import assert_within_budget, kept_storages
 
 FORMS = ("parallel", "recurrent", "chunkwise")
 forms = pytest.mark.parametrize("form", FORMS)
@@ -128,16 +128,12 @@ def saved_for_backward(T: int, masked: bool) -> tuple[int, int]:
     case = random_case((1, T, H, D_k, D_v), dtype=torch.float32)
     layout = Layout.of(1, T, valid=torch.ones(1, T, dtype=torch.bool)) if masked else None
     q, k, v = (x.requires_grad_() for x in case[:3])
-    kept: dict[int, Tensor] = {}
 
-    def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    def read() -> None:
         o, _ = retention(q, k, v, case.log_decay, layout=layout, chunk_size=16)
-    assert o.requires_grad
-    storages = [x.untyped_storage().nbytes() for x in kept.values()]
+        assert o.requires_grad
+
+    storages = [storage.nbytes() for storage in kept_storages(read).values()]
     return sum(storages), max(storages) // 4
 
 

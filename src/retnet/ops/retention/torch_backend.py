@@ -50,7 +50,7 @@ def parallel(
 ) -> tuple[Tensor, Tensor]:
     """All pairs of tokens at once: one chunk as long as the sequence."""
     inputs = [_chunks(x, q.shape[1]) for x in (q, k, v)]
-    weights = _shared_weights(log_decay, layout, q.shape[1], q.shape[1], inputs[0].dtype)
+    weights = chunk_weights(log_decay, layout, q.shape[1], q.shape[1], inputs[0].dtype)
     qc, kc, vc = inputs
     S = _or_zeros(state, q, v)
     scores = (qc @ kc.mT) * weights.within  # B H 1 T T
@@ -71,7 +71,7 @@ def chunkwise(
     """Pairs of tokens inside a chunk, the state between chunks: linear in T."""
     C = min(chunk_size or default_chunk_size(q.shape[-1], v.shape[-1]), q.shape[1])
     qc, kc, vc = (_chunks(x, C) for x in (q, k, v))
-    weights = _shared_weights(log_decay, layout, q.shape[1], C, qc.dtype)
+    weights = chunk_weights(log_decay, layout, q.shape[1], C, qc.dtype)
     o, S = _Chunkwise.apply(qc, kc, vc, _or_zeros(state, q, v), weights)
     return _tokens(o, q), S
 
@@ -102,7 +102,20 @@ class ChunkWeights(NamedTuple):
 def chunk_weights(
     log_decay: Tensor, layout: Layout | None, T: int, C: int, dtype: torch.dtype
 ) -> ChunkWeights:
-    """Weights of every chunk, computed in float32 or better and rounded to `dtype` last."""
+    """Weights of every chunk, once in a call for all layers that share a tensor of decays."""
+
+    def build() -> ChunkWeights:
+        return _chunk_weights(log_decay, layout, T, C, dtype)
+
+    if layout is None:
+        return build()
+    return layout.shared(("chunk_weights", log_decay, T, C, dtype), build)  # hashed by identity
+
+
+def _chunk_weights(
+    log_decay: Tensor, layout: Layout | None, T: int, C: int, dtype: torch.dtype
+) -> ChunkWeights:
+    """Computed in float32 or better and rounded to `dtype` last."""
     exact = state_dtype(dtype)
     log_decay = log_decay.to(exact)[None, :, None, None]  # 1 H 1 1
     valid = layout.valid if layout is not None else None
@@ -129,19 +142,6 @@ def chunk_weights(
         _to_end(log_decay, real, seen, document).to(dtype),
         carry[..., None],
     )
-
-
-def _shared_weights(
-    log_decay: Tensor, layout: Layout | None, T: int, C: int, dtype: torch.dtype
-) -> ChunkWeights:
-    """`chunk_weights`, once in a call for all layers that share a tensor of decays."""
-
-    def build() -> ChunkWeights:
-        return chunk_weights(log_decay, layout, T, C, dtype)
-
-    if layout is None:
-        return build()
-    return layout.shared(("chunk_weights", log_decay, T, C, dtype), build)  # hashed by identity
 
 
 def _count(
