@@ -7,7 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def kept_storages(call: Callable[[], object]) -> dict[int, UntypedStorage]:
-    """The memory that a call keeps for its backward pass, by address; shared memory is there once."""
+    """The memory that a call keeps for its backward pass, by address: what is shared, once."""
     kept: dict[int, UntypedStorage] = {}
 
     def note(x: Tensor) -> Tensor:
