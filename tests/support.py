@@ -6,8 +6,8 @@ from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 
 
-def kept_storages(call: Callable[[], object]) -> dict[int, UntypedStorage]:
-    """The memory that a call keeps for its backward pass, by address: what is shared, once."""
+def kept_bytes(call: Callable[[], object]) -> dict[int, int]:
+    """Bytes that a call keeps for its backward pass, by address: what is shared, once."""
     kept: dict[int, UntypedStorage] = {}
 
     def note(x: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def kept_storages(call: Callable[[], object]) -> dict[int, UntypedStorage]:
 
     with saved_tensors_hooks(note, lambda x: x):
         call()
-    return kept
+    return {address: storage.nbytes() for address, storage in kept.items()}
 
 
 def assert_within_budget(got: Tensor, plain: Tensor, exact: Tensor, factor: float = 2.0) -> None:

@@ -23,7 +23,7 @@ from retnet.mixers.attention import (
 from retnet.ops import Layout
 from retnet.ops.attention import AttentionState, StaticCache, WindowState
 from retnet.ops.attention.blocks import QUERY_BLOCK
-from support import kept_storages
+from support import kept_bytes
 
 every_option = pytest.mark.parametrize(
     "given", TOKEN_CASES["attention"], ids=range(len(TOKEN_CASES["attention"]))
@@ -439,8 +439,7 @@ def test_memory_of_training_does_not_grow_with_the_square_of_the_text(
 
     def kept(T: int) -> int:
         x, layout = torch.randn(1, T, D).double(), Layout.of(1, T)
-        storages = kept_storages(lambda: layer(x, None, layout)).values()
-        return sum(storage.nbytes() for storage in storages)
+        return sum(kept_bytes(lambda: layer(x, None, layout)).values())
 
     assert kept(2048) < 2.2 * kept(1024)
     x = torch.randn(1, QUERY_BLOCK + 9, D).double()

@@ -12,7 +12,7 @@ from retnet.ops.gate import gated, gated_rms_norm
 from retnet.ops.linear import products
 from retnet.ops.norm import add_rms_norm
 from retnet.ops.recompute import recomputation, side_by_side
-from support import kept_storages
+from support import kept_bytes
 
 B, T, H, D = 2, 6, 3, 4
 WIDTH = H * D
@@ -138,4 +138,4 @@ def test_part_of_a_result_is_kept() -> None:
 
 def _kept(x: Tensor, weight: Tensor) -> set[int]:
     """Where the tensors lie that a product keeps."""
-    return set(kept_storages(lambda: products(x, weight)))
+    return set(kept_bytes(lambda: products(x, weight)))

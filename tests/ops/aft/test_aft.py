@@ -10,7 +10,7 @@ from retnet.ops import Layout
 from retnet.ops.aft import aft_full, aft_local, aft_simple
 from retnet.ops.aft.full import BLOCK
 from retnet.ops.wkv import wkv
-from support import kept_storages
+from support import kept_bytes
 
 B, A = 2, 5
 
@@ -190,7 +190,7 @@ def test_what_full_keeps_for_gradients_does_not_grow_with_the_square_of_the_text
     def kept(T: int) -> int:
         k, v = (torch.randn(1, T, 4, requires_grad=True) for _ in "kv")
         bias = torch.zeros(256, 256, requires_grad=True)
-        storages = kept_storages(lambda: aft_full(k, v, bias)).values()
-        return sum(storage.nbytes() for storage in storages) - bias.untyped_storage().nbytes()
+        sizes = kept_bytes(lambda: aft_full(k, v, bias)).values()
+        return sum(sizes) - bias.untyped_storage().nbytes()
 
     assert kept(256) < 2.2 * kept(128)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from retnet.ops import Layout, retention
-from support import kept_storages
+from support import kept_bytes
 
 B, T, H, D, C = 2, 256, 2, 4, 32
 
@@ -29,4 +29,4 @@ def _kept(layers: int, starts: Tensor, decay: Tensor) -> int:
             q, k, v = (torch.randn(B, T, H, D, requires_grad=True) for _ in range(3))
             retention(q, k, v, decay, layout=layout, form="chunkwise", chunk_size=C)
 
-    return sum(storage.nbytes() for storage in kept_storages(read).values())
+    return sum(kept_bytes(read).values())

@@ -1,6 +1,5 @@
 """Rounding, overflow and memory: what a form may cost beside the plain one."""
 
-import math
 from functools import cache
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from ops.reference import Case, random_case, recurrence
 from retnet.ops import Layout, retention
 from retnet.types import Form
-from support import assert_within_budget, kept_storages
+from support import assert_within_budget, kept_bytes
 
 FORMS = ("parallel", "recurrent", "chunkwise")
 forms = pytest.mark.parametrize("form", FORMS)
@@ -133,8 +132,8 @@ def saved_for_backward(T: int, masked: bool) -> tuple[int, int]:
         o, _ = retention(q, k, v, case.log_decay, layout=layout, chunk_size=16)
         assert o.requires_grad
 
-    storages = [storage.nbytes() for storage in kept_storages(read).values()]
-    return sum(storages), max(storages) // 4
+    sizes = kept_bytes(read).values()
+    return sum(sizes), max(sizes) // 4
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -151,12 +150,5 @@ def test_parallel_is_what_linear_memory_is_measured_against() -> None:
     """The measure of the test above sees a T x T tensor where there is one."""
     case = random_case((1, 256, 1, 4, 4), dtype=torch.float32)
     q, k, v = (x.requires_grad_() for x in case[:3])
-    sizes: list[int] = []
-
-    def pack(x: Tensor) -> Tensor:
-        sizes.append(math.prod(x.shape))
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        retention(q, k, v, case.log_decay, form="parallel")
-    assert max(sizes) == 256 * 256
+    sizes = kept_bytes(lambda: retention(q, k, v, case.log_decay, form="parallel")).values()
+    assert max(sizes) == 4 * 256 * 256
