@@ -280,7 +280,7 @@ def test_what_has_no_instructions_is_said_and_left_to_pytorch(
 
 
 def _forget_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("machine", "kernels", "intrinsics"):
+    for name in ("machine", "kernels", "dots", "intrinsics"):
         monkeypatch.delitem(sys.modules, f"retnet.ops.program.{name}", raising=False)
         monkeypatch.delattr(program, name, raising=False)
 

@@ -1,4 +1,4 @@
-"""What the kernels need and Numba does not offer: addresses, atomic counters, dot products.
+"""What the kernels need and Numba does not offer: addresses, atomic counters, vectors.
 
 Memory order: a thread that has done an item adds to a counter with release order; one that finds
 there what it waits for has read it with acquire order, and so sees what the item wrote.
@@ -12,9 +12,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from retnet.ops.program.table import LANES, ROWS
-
-AHEAD = 1024
-"""Bytes."""
 
 _i64, _i32, _f32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _floats = ir.VectorType(_f32, LANES)
@@ -95,99 +92,6 @@ def as_bits(_typing: Any, x: Any) -> Any:
         return builder.bitcast(args[0], _i32)
 
     return types.int32(types.float32), generate
-
-
-def dots_of(kind: str, rows: int, vectors: int) -> Any:
-    """Make the function `dots(weight, x, out, K, x_stride, out_stride)`.
-
-    Out of it comes the float32 product of each of `rows` weight rows, K numbers of a kind apiece,
-    with each of `vectors` float32 vectors: `out[vector * out_stride + row]`. K is a multiple of
-    LANES; strides are numbers. Every sum is made in the same order, whatever the tile.
-
-    The weights lie in tiles of ROWS rows: LANES numbers of each in turn, then the next of each.
-    So one stream of memory is read, and what is AHEAD in it is fetched meanwhile.
-
-    Args:
-        kind: float32, bfloat16 or int8.
-        rows: weight rows that are multiplied, of a tile's ROWS; `weight` is where the first begins.
-        vectors: how many x.
-    """
-    element, size = {
-        "float32": (_f32, 4),
-        "bfloat16": (ir.IntType(16), 2),
-        "int8": (ir.IntType(8), 1),
-    }[kind]
-    weights = ir.VectorType(element, LANES)
-
-    def widen(builder: Any, w: Any) -> Any:
-        if kind == "int8":
-            return builder.sitofp(w, _floats)
-        if kind == "bfloat16":  # it is the upper half of a float32
-            upper = builder.shl(builder.zext(w, _words), ir.Constant(_words, [16] * LANES))
-            return builder.bitcast(upper, _floats)
-        return w
-
-    def fetch(builder: Any, address: Any) -> None:
-        i32, place = ir.IntType(32), builder.inttoptr(address, cgutils.voidptr_t)
-        kinds = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0")
-        # to read data, into the nearest cache; past the others (0, 0, 1) it takes twice the time
-        builder.call(prefetch, [place, *(ir.Constant(i32, n) for n in (0, 3, 1))])
-
-    def at(builder: Any, base: Any, index: Any, bytes_each: int, of: Any) -> Any:
-        place = builder.add(base, builder.mul(index, ir.Constant(_i64, bytes_each)))
-        return builder.inttoptr(place, of.as_pointer())
-
-    @intrinsic
-    def dots(
-        _typing: Any, weight: Any, x: Any, out: Any, K: Any, x_stride: Any, out_stride: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            weight, x, out, K, x_stride, out_stride = args
-            zero = ir.Constant(_floats, None)
-            tile = [(r, v) for r in range(rows) for v in range(vectors)]
-            sums = {place: cgutils.alloca_once_value(builder, zero) for place in tile}
-            fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_floats, [_floats] * 3), f"llvm.fma.v{LANES}f32"
-            )
-            add_up = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(_f32, [_f32, _floats]),
-                f"llvm.vector.reduce.fadd.v{LANES}f32",
-            )
-            with cgutils.for_range(builder, builder.sdiv(K, ir.Constant(_i64, LANES))) as loop:
-                k = builder.mul(loop.index, ir.Constant(_i64, LANES))
-                several = []
-                for v in range(vectors):
-                    index = builder.add(k, builder.mul(x_stride, ir.Constant(_i64, v)))
-                    several.append(builder.load(at(builder, x, index, 4, _floats), align=4))
-                line = builder.mul(k, ir.Constant(_i64, ROWS * size))
-                for start in range(0, rows * LANES * size, 64):
-                    ahead = builder.add(line, ir.Constant(_i64, start + AHEAD))
-                    fetch(builder, builder.add(weight, ahead))
-                for r in range(rows):
-                    index = builder.add(
-                        builder.mul(k, ir.Constant(_i64, ROWS)), ir.Constant(_i64, r * LANES)
-                    )
-                    w = builder.load(at(builder, weight, index, size, weights), align=size)
-                    w = widen(builder, w)
-                    for v in range(vectors):
-                        place = sums[r, v]
-                        total = builder.call(fma, [w, several[v], builder.load(place)])
-                        builder.store(total, place)
-            for r, v in tile:
-                start = ir.Constant(_f32, 0.0)
-                # in any order: it is the same for every tile
-                total = builder.call(add_up, [start, builder.load(sums[r, v])], fastmath="reassoc")
-                index = builder.add(
-                    ir.Constant(_i64, r), builder.mul(out_stride, ir.Constant(_i64, v))
-                )
-                builder.store(total, at(builder, out, index, 4, _f32))
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 6), generate
-
-    return dots
 
 
 @intrinsic

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 from numba import float32 as f4
+from numba import int16 as i2
 from numba import int32 as i4
 
+from retnet.ops.program.dots import dots_of
 from retnet.ops.program.intrinsics import (
     add_release,
     as_bits,
     as_float,
-    dots_of,
     exchange_if,
     fold,
     load_acquire,
@@ -104,12 +105,18 @@ from retnet.ops.program.table import (
 LINE = 8
 """Numbers of a cache line: two counters on one would slow each other down."""
 
-STEP, B, PLACE, TOKENS, SPINS, REST = range(6)
+STEP, B, PLACE, TOKENS, SPINS, REST, THREADS = range(7)
 """Places of a job: the number of the step, rows, tokens in the buffers, the address of the new
-ones' ids, and how many helpers are looking here."""
+ones' ids, how many helpers are looking here, whether they should sleep, and how many threads share
+out the items."""
 
 WIDE = 8
 """Vectors of the widest tile."""
+
+MOST_OF_INT8, MOST_OF_INT16, MOST_OF_INT32 = (2 ** (bits - 1) - 1 for bits in (8, 16, 32))
+
+NOTHING = 1e-30
+"""Small enough to be zero, and large enough for one divided by it."""
 
 
 def kernel(function: Callable[..., Any], *, cache: bool = False) -> Any:
@@ -137,7 +144,7 @@ def kept(function: Callable[..., Any]) -> Any:
 
 def digest(folder: Path) -> str:
     """What the sources of a kernel are, in short."""
-    sources = (folder / name for name in ("intrinsics.py", "kernels.py", "table.py"))
+    sources = (folder / name for name in ("dots.py", "intrinsics.py", "kernels.py", "table.py"))
     return sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
@@ -252,6 +259,25 @@ def read(row, eps, b, y):
 
 
 @kernel
+def shorten(x, out):
+    """Whole numbers of 16 bits, and the factor that makes x of them again, to within half of it.
+
+    The sum of a LANES-th of their products with weights of 8 bits fits 32 bits. Among numbers
+    none of which is larger than NOTHING all are zero; NaN and infinity make the factor NaN.
+    """
+    most, odd = f4(0.0), f4(0.0)
+    for i in range(len(x)):
+        most = max(most, abs(x[i]))
+        odd += x[i] * f4(0.0)
+    largest = f4(min(MOST_OF_INT16, MOST_OF_INT32 * LANES // (MOST_OF_INT8 * len(x))))
+    known = odd == f4(0.0) and most > f4(NOTHING)
+    scale = largest / most if known else f4(0.0)
+    for i in range(len(x)):
+        out[i] = i2(np.floor(x[i] * scale + f4(0.5))) if known else i2(0)
+    return most / largest + odd
+
+
+@kernel
 def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
     """Products of the next weight rows with so many vectors; returns how many rows."""
     if kind == INT8:
@@ -263,7 +289,7 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
             _i4(weight, x, out, K, x_stride, out_stride)
         else:
             _i8(weight, x, out, K, x_stride, out_stride)
-            _i8(weight + 32, x, out + 8, K, x_stride, out_stride)
+            _i8(weight + 64, x, out + 8, K, x_stride, out_stride)
     elif kind == BFLOAT16:
         if vectors == 1:
             _b1(weight, x, out, K, x_stride, out_stride)
@@ -286,10 +312,35 @@ def tile(kind, vectors, weight, x, out, K, x_stride, out_stride):
 
 
 @kernel
-def linear(row, limit, item, batch, x, y):
-    """LINEAR: a block of outputs of all rows. x: batch PADDED; y: scratch, batch BLOCK."""
+def prepare(row, eps, batch, scratch):
+    """Put what LINEAR reads into the scratch: batch PADDED numbers.
+
+    For INT8 the same in 16 bits comes after them, and then a factor for each row of the batch.
+    """
+    padded, kind = row[PADDED], row[KIND]
+    size = batch * padded
+    for b in range(batch):
+        read(row, eps, b, scratch[b * padded : (b + 1) * padded])
+    if kind == INT8:
+        shorts = carray(pointer(scratch.ctypes.data + 4 * size), (size,), np.int16)
+        factors = scratch[size + size // 2 : size + size // 2 + batch]
+        for b in range(batch):
+            here = slice(b * padded, (b + 1) * padded)
+            factors[b] = shorten(scratch[here], shorts[here])
+
+
+@kernel
+def linear(row, limit, item, batch, scratch):
+    """LINEAR: a block of outputs of all rows of the batch, whose x are prepared in the scratch."""
     padded, block, kind = row[PADDED], row[BLOCK], row[KIND]
     size = 4 if kind == FLOAT32 else 2 if kind == BFLOAT16 else 1
+    numbers = batch * padded
+    x, x_size = scratch.ctypes.data, 4
+    factors, y = scratch[:0], scratch[numbers:]
+    if kind == INT8:
+        x, x_size = x + 4 * numbers, 2
+        after = numbers + numbers // 2
+        factors, y = scratch[after : after + batch], scratch[after + batch :]
     first = item * block
     count = min(block, row[OUTPUTS] - first)
     for r in range(0, count, ROWS):  # WEIGHT has whole tiles
@@ -299,9 +350,7 @@ def linear(row, limit, item, batch, x, y):
             left = batch - b
             vectors = WIDE if left >= WIDE else 4 if left >= 4 else 2 if left >= 2 else 1
             place = y.ctypes.data + 4 * (b * block + r)
-            tile(
-                kind, vectors, weight, x.ctypes.data + 4 * b * padded, place, padded, padded, block
-            )
+            tile(kind, vectors, weight, x + x_size * b * padded, place, padded, padded, block)
             b += vectors
     begin = max(row[ACTIVE_FROM] - first, 0)
     end = min(row[ACTIVE_TO] - first, count)
@@ -310,7 +359,7 @@ def linear(row, limit, item, batch, x, y):
         if kind == INT8:
             scales = floats(row[SCALE] + 4 * first, count)
             for n in range(count):
-                sums[n] *= scales[n]
+                sums[n] *= scales[n] * factors[b]
         if row[BIAS]:
             biases = floats(row[BIAS] + 4 * first, count)
             for n in range(count):
@@ -640,38 +689,43 @@ def padded_to(size, multiple):
 
 
 @kernel
-def claim(place, step, items):
-    """The next item of an instruction that nobody has begun in this step, or -1."""
-    base = step * items
-    while True:
-        begun = load_acquire(place)
-        if begun >= base + items:
-            return -1
-        if exchange_if(place, begun, begun + 1):
-            return begun - base
+def claim(begun, step, items, threads, who):
+    """The next item of an instruction that nobody has begun in this step, or -1.
+
+    Of the items of thread `who` first, then of the others'.
+    """
+    for other in range(threads):
+        owner = (who + other) % threads
+        first = owner * items // threads
+        own = (owner + 1) * items // threads - first
+        place, base = begun + 8 * LINE * owner, step * own
+        while True:
+            number = load_acquire(place)
+            if number >= base + own:
+                break
+            if exchange_if(place, number, number + 1):
+                return first + number - base
+    return -1
 
 
 @kernel
-def run_step(table, numbers, counters, job, step, scratch):
+def run_step(table, numbers, counters, job, step, scratch, who):
     """Do, with any other threads that come, all instructions of one step."""
-    batch, place, tokens = job[B], job[PLACE], job[TOKENS]
+    batch, place, tokens, threads = job[B], job[PLACE], job[TOKENS], job[THREADS]
     for p in range(len(table)):
         row, items = table[p], table[p, ITEMS]
-        begun = counters.ctypes.data + 8 * LINE * (2 * p)
-        done = begun + 8 * LINE
+        done = counters.ctypes.data + 8 * LINE * (threads + 1) * p
+        begun = done + 8 * LINE
         ready = False
         while True:
-            item = claim(begun, step, items)
+            item = claim(begun, step, items, threads, who)
             if item < 0:
                 break
             if row[OP] == LINEAR:
-                x = scratch[: batch * row[PADDED]]
                 if not ready:
-                    for b in range(batch):
-                        read(row, numbers[p, EPS], b, x[b * row[PADDED] : (b + 1) * row[PADDED]])
+                    prepare(row, numbers[p, EPS], batch, scratch)
                     ready = True
-                y = scratch[batch * row[PADDED] :]
-                linear(row, numbers[p, LIMIT], item, batch, x, y)
+                linear(row, numbers[p, LIMIT], item, batch, scratch)
             elif row[OP] == RETENTION:
                 retention(row, item, place, scratch)
             elif row[OP] == SHIFT:
@@ -690,7 +744,7 @@ def run_step(table, numbers, counters, job, step, scratch):
 
 
 @kept
-def take_part(table, numbers, counters, job, scratch, seen, patience):
+def take_part(table, numbers, counters, job, scratch, seen, patience, who):
     """Begin the next step and do it; or help with every step that others begin.
 
     One function for both, because it is compiled with all that it calls.
@@ -698,6 +752,7 @@ def take_part(table, numbers, counters, job, scratch, seen, patience):
     Args:
         seen: the last step that this thread knows of.
         patience: how often to look for another step before going; 0 for who begins them.
+        who: whose items come first, of THREADS.
 
     Returns:
         The last step that this thread took part in.
@@ -714,7 +769,7 @@ def take_part(table, numbers, counters, job, scratch, seen, patience):
         if step == seen:
             idle = patience if load_acquire(rest) else idle + 1
             continue
-        run_step(table, numbers, counters, job, step, scratch)
+        run_step(table, numbers, counters, job, step, scratch, who)
         seen, idle = step, 0
         if leads:
             return seen

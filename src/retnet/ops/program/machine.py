@@ -62,9 +62,12 @@ class Machine:
         at, self._outputs = program.output
         self._table[at, table.OUT_STRIDE] = self._outputs
         self._output = self._table[at, table.OUT : table.OUT + 1]
-        self._counters = np.zeros((len(program.rows) * 2, kernels.LINE), np.int64)
+        # of each instruction: items done, and the begun ones of each thread
+        counters = len(program.rows) * (1 + helpers + 1)
+        self._counters = np.zeros((counters, kernels.LINE), np.int64)
         self._job = np.zeros(kernels.LINE, np.int64)
         self._job[kernels.STEP], self._job[kernels.B] = -1, batch
+        self._job[kernels.THREADS] = helpers + 1
         # PyTorch's memory begins at a cache line: a vector on two of them takes twice the time
         self._scratch = [torch.zeros(batch * program.scratch).numpy() for _ in range(helpers + 1)]
         self._seen = [-1] * helpers
@@ -132,7 +135,7 @@ class Machine:
             if job[kernels.SPINS] < self.helpers:
                 for helper in range(self.helpers):
                     crew.call(self, helper)
-            self._take_part(self._scratch[0], int(job[kernels.STEP]), 0)
+            self._take_part(0, int(job[kernels.STEP]), 0)
         return out
 
     def rest(self) -> None:
@@ -143,9 +146,8 @@ class Machine:
         """Take part in steps until none has begun for a moment; for the crew."""
         if helper >= self.helpers:  # it was called for a machine with more
             return
-        scratch, seen = self._scratch[helper + 1], self._seen[helper]
-        self._seen[helper] = self._take_part(scratch, seen, PATIENCE)
+        self._seen[helper] = self._take_part(helper + 1, self._seen[helper], PATIENCE)
 
-    def _take_part(self, scratch: np.ndarray, seen: int, patience: int) -> int:
+    def _take_part(self, who: int, seen: int, patience: int) -> int:
         everything = self._table, self._floats, self._counters, self._job
-        return kernels.take_part(*everything, scratch, seen, patience)
+        return kernels.take_part(*everything, self._scratch[who], seen, patience, who)

@@ -12,7 +12,7 @@ from retnet.ops.gate import Activation
 from retnet.ops.linear_attention import LIMIT
 from retnet.ops.packed_linear import Weights, quantize
 from retnet.ops.program import table
-from retnet.ops.program.table import LANES, ROWS, TILE
+from retnet.ops.program.table import LANES, LANES_OF_INT8, ROWS, TILE
 
 NORMS = {"none": 0, "rms": table.RMS, "layer": table.LAYER, "last": table.LAST}
 StepActivation = Activation | Literal["squared_relu", "exp"]
@@ -263,20 +263,21 @@ class Program:
             active: the first of them and the one after the last; None for all.
         """
         N, K = weight.shape
-        padded = -(-K // LANES) * LANES
         row, vectors, floats = self._reading(x)
-        weight, scale = weight.detach().float(), 0
+        weight, scale, lanes = weight.detach().float(), 0, LANES
         if self.weights == "int8":
             weight, scales = quantize(weight)
+            lanes = LANES_OF_INT8
             scale = self._keep(scales, torch.float32).data_ptr()
         begin, end = active or (0, N)
+        padded = -(-K // lanes) * lanes
         row |= {
             table.OP: table.LINEAR,
             table.ITEMS: -(-N // BLOCK),
             table.OUTPUTS: N,
             table.ADD: int(add),
             table.KIND: KINDS[self.weights],
-            table.WEIGHT: self._keep(tiled(weight), DTYPES[self.weights]).data_ptr(),
+            table.WEIGHT: self._keep(tiled(weight, lanes), DTYPES[self.weights]).data_ptr(),
             table.PADDED: padded,
             table.SCALE: scale,
             table.BIAS: 0 if bias is None else self._keep(bias, torch.float32).data_ptr(),
@@ -285,7 +286,8 @@ class Program:
             table.ACTIVE_TO: end,
             table.BLOCK: BLOCK,
         }
-        self.scratch = max(self.scratch, padded + BLOCK)
+        shortened = padded // 2 + 1 if self.weights == "int8" else 0
+        self.scratch = max(self.scratch, padded + shortened + BLOCK)
         floats[table.LIMIT] = LIMIT
         if out is None:
             assert self.output is None
@@ -444,14 +446,16 @@ class Program:
         return kept
 
 
-def tiled(matrix: Shaped[Tensor, "*batch N K"]) -> Shaped[Tensor, "*batch tiles pieces rows lanes"]:
-    """A matrix in the order that dot products read: LANES numbers of each of ROWS rows in turn.
+def tiled(
+    matrix: Shaped[Tensor, "*batch N K"], lanes: int = LANES
+) -> Shaped[Tensor, "*batch tiles pieces rows lanes"]:
+    """A matrix in the order that dot products read: `lanes` numbers of each of ROWS rows in turn.
 
     Zeros make it whole tiles.
     """
     *batch, N, K = matrix.shape
-    matrix = F.pad(matrix, (0, -K % LANES, 0, -N % ROWS))
-    return matrix.reshape(*batch, -(-N // ROWS), ROWS, -1, LANES).transpose(-3, -2).contiguous()
+    matrix = F.pad(matrix, (0, -K % lanes, 0, -N % ROWS))
+    return matrix.reshape(*batch, -(-N // ROWS), ROWS, -1, lanes).transpose(-3, -2).contiguous()
 
 
 def untiled(

@@ -80,6 +80,9 @@ FLOATS = 3
 LANES = 16
 """Numbers of a vector: what the longest registers of today hold; compilers split it for others."""
 
+LANES_OF_INT8 = 32
+"""Weights of 8 bits that are multiplied at a time; they are made 16 bits wide for it."""
+
 ROWS = 4
 """Weight rows of a dot product of one or two vectors: as many sums as hide an addition's time."""
 
