@@ -62,12 +62,12 @@ class Machine:
         at, self._outputs = program.output
         self._table[at, table.OUT_STRIDE] = self._outputs
         self._output = self._table[at, table.OUT : table.OUT + 1]
-        # of each instruction: items done, and the begun ones of each thread
-        counters = len(program.rows) * (1 + helpers + 1)
-        self._counters = np.zeros((counters, kernels.LINE), np.int64)
+        threads = helpers + 1
+        # of each instruction: its items that are done, and those of each thread that are begun
+        self._counters = np.zeros((len(program.rows) * (1 + threads), kernels.LINE), np.int64)
         self._job = np.zeros(kernels.LINE, np.int64)
         self._job[kernels.STEP], self._job[kernels.B] = -1, batch
-        self._job[kernels.THREADS] = helpers + 1
+        self._job[kernels.THREADS] = threads
         # PyTorch's memory begins at a cache line: a vector on two of them takes twice the time
         self._scratch = [torch.zeros(batch * program.scratch).numpy() for _ in range(helpers + 1)]
         self._seen = [-1] * helpers
