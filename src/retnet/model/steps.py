@@ -52,7 +52,8 @@ def pack(model: Decoder, weights: Weights, kernels: Kernels = "auto") -> Decoder
     Args:
         model: on a CPU; it is left as it is.
         weights: `float32` and `bfloat16` are the dtype of the copy, `int8` is bfloat16 with the
-            products of few tokens from weights of 8 bits (one scale per output).
+            products of few tokens from weights of 8 bits (one scale per output); `numba`
+            multiplies them by activations of 16 bits (one scale per row).
         kernels: who computes steps on opened states of few rows. `numba` needs `retnet[fast]`; its
             first step compiles for some seconds, once for a machine.
 
